@@ -1,0 +1,90 @@
+"""``fedrecall evaluate``, ``recommend`` and ``compare``: reading finished runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from fedrecall.cli.console import FormatOption, Output, pairs, table
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/latest.")]
+
+
+def evaluate(
+    run: RunFolder,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="The held-out part.")] = "test",
+    format: FormatOption = "text",
+) -> None:
+    """Measure the released items of a run again."""
+    from fedrecall.simulations.inspect import evaluate_run
+
+    output = Output(format)
+    with output.working() as progress:
+        result = evaluate_run(run, split, progress)
+    output.answer(result, pairs(f"{run}, {split}", result))
+
+
+def recommend(
+    run: RunFolder,
+    user: Annotated[str, typer.Option(help="Whose device asks, as the data set spells it.")],
+    k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    format: FormatOption = "text",
+) -> None:
+    """Show what one simulated device would recommend to its user."""
+    from fedrecall.simulations.inspect import recommend as recommend_for
+
+    output = Output(format)
+    with output.working():
+        result = recommend_for(run, user, k)
+    output.answer(result, pairs(f"for {user}", result))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two or more runs.")],
+    format: FormatOption = "text",
+) -> None:
+    """Put runs side by side; the others against the first, person by person where they can be."""
+    from fedrecall.simulations.report.compare import compare_runs
+
+    output = Output(format)
+    with output.working():
+        result = compare_runs(runs)
+    output.answer(result, *_side_by_side(result), *_differences(result))
+
+
+def _side_by_side(result: dict[str, Any]) -> list[Table]:
+    """Return one column a run; epsilons stand on one row a unit, so that different units never share one."""
+    runs = result["runs"]
+    rows: list[list[Any]] = [
+        [key, *(row[key] for row in runs)] for key in ("dataset", "protocol", "seed", "simulated", "delta")
+    ]
+    names = list(dict.fromkeys(name for row in runs for name in row["metrics"]))
+    rows += [[name, *(row["metrics"].get(name) for row in runs)] for name in names]
+    keys = dict.fromkeys((row["unit"], name) for row in runs for name in row["epsilon"])
+    for unit, name in keys:
+        cells = [_epsilon(row["epsilon"], name) if row["unit"] == unit else "" for row in runs]
+        rows.append([f"epsilon (unit {unit}) {name}", *cells])
+    return [table("runs", ["", *(row["run"] for row in runs)], rows)]
+
+
+def _epsilon(epsilons: dict[str, Any], name: str) -> str:
+    from fedrecall.simulations.report.words import round_up
+
+    if name not in epsilons:
+        return ""
+    return "no bound" if epsilons[name] is None else round_up(epsilons[name])
+
+
+def _differences(result: dict[str, Any]) -> list[Table | str]:
+    head = ["metric", "difference", "95 % from", "to", "better", "worse", "sign test p"]
+    keys = ["difference", "low", "high", "wins", "losses", "sign_test_p"]
+    parts: list[Table | str] = []
+    for pair in result["differences"]:
+        title = f"{pair['run']} minus {pair['against']}"
+        if "reason" in pair:
+            parts.append(f"{title}: not paired, {pair['reason']}")
+        else:
+            rows = [[name, *(row[key] for key in keys)] for name, row in pair["metrics"].items()]
+            parts.append(table(f"{title}, person by person", head, rows))
+    return parts

@@ -1,0 +1,102 @@
+"""The shared transformer: a device's recent events in, one context vector a position out.
+
+Own blocks from Linear, LayerNorm and scaled_dot_product_attention: per-sample gradients are then exact in Opacus,
+and left-padded rows stay finite. The last layers start at zero, so that an untrained transformer is exactly the
+recency head: the mean of the events' item vectors, weighted by age. Training starts from that useful model.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedrecall.models.shape import ModelShape
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block (Xiong and others 2020): attention, then a feed-forward layer."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        """Create a block whose two residual branches start at zero."""
+        super().__init__()
+        self.heads = shape.heads
+        self.norm_attention = nn.LayerNorm(shape.dim)
+        self.qkv = nn.Linear(shape.dim, 3 * shape.dim)
+        self.mix = nn.Linear(shape.dim, shape.dim)
+        self.norm_hidden = nn.LayerNorm(shape.dim)
+        self.hidden = nn.Linear(shape.dim, shape.hidden)
+        self.out = nn.Linear(shape.hidden, shape.dim)
+
+    def forward(
+        self, x: Float[Tensor, "batch length dim"], visible: Bool[Tensor, "batch length length"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """Transform every position; position t reads s where ``visible[:, t, s]``."""
+        batch, length, dim = x.shape
+        split = (batch, length, 3, self.heads, dim // self.heads)
+        q, k, v = self.qkv(self.norm_attention(x)).view(split).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
+        x = x + self.mix(mixed.transpose(1, 2).reshape(batch, length, dim))
+        return x + self.out(functional.gelu(self.hidden(self.norm_hidden(x))))
+
+
+class RecencyHead(nn.Module):
+    """Projected mean of the events seen so far, weighted by a learned function of their age in events."""
+
+    def __init__(self, shape: ModelShape, *, decay: float = 0.85) -> None:
+        """Create the head with weights ``decay ** age`` and the identity as projection."""
+        super().__init__()
+        self.age = nn.Embedding(shape.window, 1)
+        self.project = nn.Linear(shape.dim, shape.dim)
+        with torch.no_grad():
+            self.age.weight.copy_(torch.arange(shape.window)[:, None] * torch.log(torch.tensor(decay)))
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+
+    def forward(
+        self, items: Float[Tensor, "batch length dim"], visible: Bool[Tensor, "batch length length"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """Return the weighted mean up to and including every position."""
+        batch, length, _ = items.shape
+        steps = torch.arange(length, device=items.device)
+        # Ids expanded over the batch before the look-up: a broadcast embedding breaks per-sample gradients.
+        logits = self.age(steps.expand(batch, length)).squeeze(-1)
+        ages = (steps[:, None] - steps[None, :]).clamp(min=0)
+        table = logits[:, ages].masked_fill(~visible, float("-inf"))
+        return self.project(torch.softmax(table, dim=-1) @ items)
+
+
+class Transformer(nn.Module):
+    """Context of every position = recency head + causal transformer over (item vector, event type, age)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        """Create the transformer; its output projection is zero."""
+        super().__init__()
+        self.recency = RecencyHead(shape)
+        self.event_type = nn.Embedding(shape.n_types, shape.dim)
+        self.position = nn.Embedding(shape.window, shape.dim)
+        self.norm_in = nn.LayerNorm(shape.dim)
+        self.blocks = nn.ModuleList([Block(shape) for _ in range(shape.blocks)])
+        self.norm_out = nn.LayerNorm(shape.dim)
+        self.out = nn.Linear(shape.dim, shape.dim)
+        nn.init.normal_(self.event_type.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        items: Float[Tensor, "batch length dim"],
+        types: Int[Tensor, "batch length"],
+        real: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch length dim"]:
+        """Return one context a position. Rows are left-padded; padding (``real`` false) yields finite values."""
+        batch, length, _ = items.shape
+        steps = torch.arange(length, device=items.device)
+        causal = steps[:, None] >= steps[None, :]
+        # A padded position sees itself, so that no row of a softmax is empty.
+        visible = (causal & real[:, None, :]) | torch.eye(length, dtype=torch.bool, device=items.device)
+        positions = self.position(steps.expand(batch, length))
+        x = self.norm_in(items) + self.event_type(types) + positions
+        for block in self.blocks:
+            x = block(x, visible)
+        return self.recency(items, visible) + self.out(self.norm_out(x))

@@ -1,0 +1,18 @@
+"""Honest baselines: fitted on training events, tuned on validation, given the same context as the model."""
+
+from fedrecall.simulations.baselines.ease import Ease
+from fedrecall.simulations.baselines.histories import Cooccurrence, count_cooccurrence, weighted_histories
+from fedrecall.simulations.baselines.item_knn import ItemKNN
+from fedrecall.simulations.baselines.most_popular import MostPopular
+from fedrecall.simulations.baselines.tuning import TunedBaseline, fit_tuned_baselines
+
+__all__ = [
+    "Cooccurrence",
+    "Ease",
+    "ItemKNN",
+    "MostPopular",
+    "TunedBaseline",
+    "count_cooccurrence",
+    "fit_tuned_baselines",
+    "weighted_histories",
+]

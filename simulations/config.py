@@ -1,0 +1,303 @@
+"""The configuration of a run: one TOML file or preset, overridden key by key. Unknown keys are refused."""
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedrecall.client.config import LocalConfig, PersonalConfig
+from fedrecall.protocol.errors import ConfigError
+from fedrecall.server.config import ServerConfig
+
+Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null(cls, data: Any) -> Any:
+        """Read "null" as no value: TOML has no null."""
+        if not isinstance(data, dict):
+            return data
+        return {key: None if value == "null" else value for key, value in data.items()}
+
+
+class DataConfig(_Section):
+    """Which data, which split."""
+
+    name: str = "ml-100k"
+    path: Path | None = Field(None, description="folder of a known data set; otherwise the cache")
+    protocol: Literal["loo", "temporal", "ncf"] = "loo"
+    catalogue: Literal["file", "rated"] = Field("file", description="'rated' is a benchmark convention")
+    k_core: int = Field(0, ge=0, description="a benchmark convention; 0 keeps everybody")
+
+
+class ModelConfig(_Section):
+    """Sizes of the model."""
+
+    dim: int = Field(64, ge=2)
+    window: int = Field(64, ge=2, description="most recent events that the transformer reads")
+    blocks: int = Field(2, ge=0)
+    heads: int = Field(2, ge=1)
+    hidden: int = Field(128, ge=1)
+    user_dim: int = Field(8, ge=1)
+    user_hidden: int = Field(16, ge=1)
+    features: bool = Field(False, description="project the catalogue's categories into item vectors")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.dim % self.heads:
+            raise ValueError(f"heads is {self.heads}: it must divide dim, which is {self.dim}")
+        return self
+
+
+class PrivacyConfig(_Section):
+    """The plan: unit, trust, budget. The noise follows from it."""
+
+    unit: Literal["user", "interaction"] = "user"
+    trust: Literal["central", "local"] = "central"
+    epsilon: float | None = Field(8.0, gt=0, description="target of adversary released-model; null: no privacy")
+    delta: float = Field(1e-5, gt=0, lt=1)
+    clip_norm: float = Field(0.1, gt=0, description="L2 bound of one sample's contribution to a round")
+    shares: dict[Literal["popularity", "second_moments", "rounds"], Share] = Field(
+        {"popularity": 0.03, "second_moments": 0.87, "rounds": 0.10},
+        description="share of mu^2 of each mechanism; those that run must sum to 1",
+    )
+
+    @model_validator(mode="after")
+    def _unit_fits_trust(self) -> "PrivacyConfig":
+        if (self.unit, self.trust) not in {("user", "central"), ("interaction", "local")}:
+            raise ValueError(
+                f"unit {self.unit!r} with trust {self.trust!r} has not landed: choose user with central, or interaction with local"
+            )
+        return self
+
+
+class StartConfig(_Section):
+    """The private start: first item vectors from two statistics."""
+
+    enabled: bool = Field(True, description="off: the id table starts from public random numbers")
+    items: int = Field(1000, ge=0, description="most popular items that second moments are taken over, at most")
+    items_per_signal: float = Field(
+        0.5, gt=0, description="at most this many items times devices times mu of the second moments"
+    )
+    decay: float = Field(0.85, gt=0, le=1, description="first weight of an event, by age in events")
+    scale: float = Field(8.0, gt=0, description="first length of context vectors: the softmax's inverse temperature")
+    popularity: float = Field(0.5, ge=0, description="first weight of popularity in a context")
+
+
+class RoundsConfig(_Section):
+    """Federated rounds after the start."""
+
+    count: int = Field(20, ge=0)
+    cohort: int | None = Field(None, ge=1, description="expected cohort of Poisson sampling; null: everyone")
+    train: tuple[str, ...] = Field(("item.", "transformer."), description="prefixes of the arrays that rounds train")
+    evaluate_every: int = Field(5, ge=1, description="rounds between validations (simulation only)")
+
+
+class EvaluationConfig(_Section):
+    """What is measured besides the model."""
+
+    cutoffs: tuple[int, ...] = (10, 50)
+    baselines: bool = Field(True, description="most popular, item-kNN, EASE, each device alone")
+    central: bool = Field(True, description="the same model trained centrally")
+    ablation: bool = Field(False, description="the model without start, rounds, user tower, each in turn")
+    leak_probe: bool = True
+
+
+class CentralConfig(_Section):
+    """Central training of the same model: plain mini-batches, Adam, no privacy."""
+
+    batch: int = Field(256, ge=1)
+    steps: int = Field(900, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(30, ge=0)
+
+
+class RunConfig(_Section):
+    """Everything that a run depends on, besides the data and the versions."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    engine: Literal["cohort", "device"] = "cohort"
+    threads: int = Field(0, ge=0, description="torch threads; 0: all cores")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    start: StartConfig = StartConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    local: LocalConfig = LocalConfig()
+    server: ServerConfig = ServerConfig()
+    personal: PersonalConfig = PersonalConfig()
+    central: CentralConfig = CentralConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sound(self) -> "RunConfig":
+        if self.privacy.unit == "interaction":
+            if self.local.tower_learning_rate:
+                raise ValueError(
+                    "local.tower_learning_rate must be 0 with unit 'interaction': a noiseless tower would make a "
+                    "sample's gradient read other events (PRIVACY.md, rule 1)"
+                )
+            if self.local.steps != 1:
+                raise ValueError("local.steps must be 1 with unit 'interaction': one gradient at the released weights")
+            if self.rounds.cohort is not None:
+                raise ValueError(
+                    "rounds.cohort must be null with unit 'interaction': sampling devices does not amplify it"
+                )
+        return self
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship."""
+    files = resources.files("fedrecall.simulations.presets").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load_config(
+    path: Path | None = None,
+    preset: str | None = None,
+    overrides: list[str] | None = None,
+    *,
+    dataset: str | None = None,
+    data_path: Path | None = None,
+    protocol: str | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+) -> RunConfig:
+    """Return the configuration from a preset, then a file, then ``key=value`` overrides, then the other arguments.
+
+    Args:
+        path: TOML file; it may be partial.
+        preset: name of a preset; ``user-eps8`` where neither it nor ``path`` is given.
+        overrides: ``section.key=value``; the value is TOML, or a bare string.
+        dataset, data_path, protocol, engine, seed: shorthands of the keys ``data.name``, ``data.path``,
+            ``data.protocol``, ``engine``, ``seed``; ``None`` leaves a key alone.
+
+    Raises:
+        ConfigError: an unknown key (naming the nearest), a value out of bounds, an unreadable file.
+    """
+    data: dict[str, Any] = {}
+    if preset is not None or path is None:
+        _merge(data, _preset(preset or "user-eps8"))
+    if path is not None:
+        _merge(data, _read(path))
+    for text in overrides or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {text!r} is not of the form section.key=value")
+        _set(data, key.strip().split("."), _value(value.strip()))
+    given = {
+        "data.name": dataset,
+        "data.path": data_path,
+        "data.protocol": protocol,
+        "engine": engine,
+        "seed": seed,
+    }
+    for name, chosen in given.items():
+        if chosen is not None:
+            _set(data, name.split("."), chosen)
+    return parse_config(data)
+
+
+def parse_config(data: dict[str, Any]) -> RunConfig:
+    """Validate plain data, such as a resolved configuration read back."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors(include_url=False))) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the resolved configuration as TOML, which ``load_config`` reads back to the same."""
+    lines: list[str] = []
+    _write(config.model_dump(mode="json"), "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            lines.append(f"{_key(key)} = {_toml(value)}")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines.extend(["", f"[{prefix}{_key(key)}]"])
+            _write(value, f"{prefix}{_key(key)}.", lines)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"null"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no preset {name!r}: {hint}there are {', '.join(preset_names())}")
+    text = (resources.files("fedrecall.simulations.presets") / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _set(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = data.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key} is a value, not a section")
+        data = inner
+    data[keys[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any) -> str:
+    """Turn one pydantic error into a sentence with the key, and the nearest key for an unknown one."""
+    keys = [str(k) for k in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        value = f" (got {error['input']!r})" if not isinstance(error["input"], dict) else ""
+        return f"{'.'.join(keys) or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{value}"
+    section: Any = RunConfig
+    for key in keys[:-1]:
+        section = section.model_fields[key].annotation
+    near = difflib.get_close_matches(keys[-1], list(section.model_fields), 1, cutoff=0.4)
+    hint = f"did you mean {'.'.join([*keys[:-1], near[0]])!r}?" if near else f"known: {', '.join(section.model_fields)}"
+    return f"unknown key {'.'.join(keys)!r}: {hint}"

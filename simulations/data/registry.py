@@ -1,0 +1,117 @@
+"""Data sets by name: what there is, and loading one."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from fedrecall.client.tables import Progress
+from fedrecall.protocol.errors import DataError
+from fedrecall.simulations.data.build import CatalogueChoice, build_dataset
+from fedrecall.simulations.data.cache import cache_folder, check_folder, sha256_of_files
+from fedrecall.simulations.data.dataset import Dataset
+from fedrecall.simulations.data.fetch import fetch_dataset
+from fedrecall.simulations.data.importer import imported_folder, imported_names, read_imported
+from fedrecall.simulations.data.known import KNOWN
+from fedrecall.simulations.data.readers import read_known
+from fedrecall.simulations.data.synthetic import synthetic_dataset
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """Return one row a data set: name, description, counts where known, source, terms, and what is cached."""
+    rows = [
+        known.as_dict(name) | {"cached": (cache_folder() / name).is_dir(), "imported": False}
+        for name, known in KNOWN.items()
+    ]
+    rows.append(
+        {
+            "name": "synthetic",
+            "description": "generated: tastes, popularity and order",
+            "users": 600,
+            "items": 400,
+            "interactions": None,
+            "source": "generated, needs nothing",
+            "terms": "none",
+            "cached": False,
+            "imported": False,
+        }
+    )
+    rows += [
+        {
+            "name": name,
+            "description": "imported",
+            "users": None,
+            "items": None,
+            "interactions": None,
+            "source": "fedrecall data import",
+            "terms": "yours",
+            "cached": True,
+            "imported": True,
+        }
+        for name in imported_names()
+    ]
+    return rows
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_path: Path | None = None,
+    catalogue: CatalogueChoice = "file",
+    k_core: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Load a data set by name.
+
+    A known set is read from ``data_path``, else from the cache, else fetched (ml-100k alone). ``catalogue``
+    and ``k_core`` are as in ``build_dataset``; ``seed`` matters to ``synthetic`` alone.
+
+    Raises DataError for an unknown name (naming the nearest), missing or malformed files, or settings that do
+    not apply; CorruptArtefact when the cache is damaged.
+    """
+    if name in KNOWN:
+        folder = _folder(name, data_path, progress)
+        source = read_known(name, folder, progress)
+        return build_dataset(
+            name=name,
+            events=source.events,
+            items=source.items,
+            catalogue=catalogue,
+            k_core=k_core,
+            groups=source.groups,
+            sha256=sha256_of_files(source.files),
+        )
+    if data_path is not None:
+        raise DataError(f"--data-path is for {', '.join(KNOWN)}, not for {name!r}: leave it out")
+    if name == "synthetic":
+        if k_core or catalogue != "file":
+            raise DataError("synthetic has neither k_core nor a 'rated' catalogue: leave them out")
+        return synthetic_dataset(seed=seed)
+    if imported_folder(name).is_dir() and name in imported_names():
+        events, items, sha256 = read_imported(name)
+        return build_dataset(
+            name=name,
+            events=events,
+            items=items,
+            catalogue=catalogue,
+            k_core=k_core,
+            groups={},
+            sha256=sha256,
+        )
+    names = [*KNOWN, "synthetic", *imported_names()]
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    raise DataError(f"no data set {name!r}: {hint} (or bring one with `fedrecall data import`)")
+
+
+def _folder(name: str, data_path: Path | None, progress: Progress | None) -> Path:
+    """Return the folder to read a known data set from."""
+    if data_path is not None:
+        if not Path(data_path).is_dir():
+            raise DataError(f"--data-path {data_path} is no folder: give the one with {KNOWN[name].files[0]}")
+        return Path(data_path)
+    cached = cache_folder() / name
+    if cached.is_dir():
+        check_folder(cached, f"delete the folder, or run `fedrecall data fetch {name}` to replace it")
+        return cached
+    return fetch_dataset(name, progress=progress)

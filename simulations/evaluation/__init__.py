@@ -1,0 +1,1 @@
+"""Evaluation: exact masked ranking, metrics, paired comparisons and the leak probe."""

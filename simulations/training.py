@@ -1,0 +1,358 @@
+"""A whole training in one process: start, rounds, checkpoints, resumption. Also what ``fedrecall run`` times."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedrecall.client.cohort import Cohort, Towers
+from fedrecall.client.retrieval import fresh_towers
+from fedrecall.client.start import popularity_sum, second_moment_sum
+from fedrecall.client.store import EventStore
+from fedrecall.client.trainer import Device, Trainer
+from fedrecall.models.recall import ITEM_ID, initial_arrays
+from fedrecall.models.shape import ModelShape
+from fedrecall.privacy.ledger import Head, Ledger
+from fedrecall.privacy.noise import SeededNoise
+from fedrecall.protocol.allow_list import shared_names
+from fedrecall.protocol.errors import UsageError
+from fedrecall.protocol.jsontext import dumps
+from fedrecall.protocol.plan import Mechanism, Plan
+from fedrecall.protocol.randomness import derive_seed, public_rng
+from fedrecall.protocol.records import Arrays, CohortSum, Update
+from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedrecall.server.rounds import Environment, ServerState, run_rounds, start_state
+from fedrecall.server.start import (
+    first_item_vectors,
+    popular_items,
+    popularity_direction,
+    release_popularity,
+    release_second_moments,
+)
+from fedrecall.simulations.config import RunConfig
+from fedrecall.simulations.plan import moment_items
+
+Progress = Callable[[str, int, int], None]
+TOWERS = "devices"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """Everything that training reads: configuration, plan, the devices' training events, public features."""
+
+    config: RunConfig
+    plan: Plan
+    store: EventStore
+    features: np.ndarray | None
+    shape: ModelShape
+
+
+@dataclass(kw_only=True, eq=False)
+class Trained:
+    """The result of training.
+
+    Attributes:
+        arrays: the released shared arrays, by name.
+        towers: private towers of all devices where rounds train them, else ``None``.
+        history: what ``on_validate`` returned, by round.
+        start: facts about the start, for the report.
+        train_s: seconds spent in rounds by this process.
+        device_rounds: device-rounds done by this process.
+        ledger_head: where the ledger stood at the end.
+    """
+
+    arrays: dict[str, np.ndarray]
+    towers: Towers | None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    start: dict[str, Any] = field(default_factory=dict)
+    train_s: float = 0.0
+    device_rounds: int = 0
+    ledger_head: Head
+
+
+def shape_of(config: RunConfig, n_items: int, n_features: int, n_types: int) -> ModelShape:
+    """Return the model's shape for a catalogue."""
+    m = config.model
+    return ModelShape(
+        n_items=n_items,
+        n_features=n_features if m.features else 0,
+        n_types=n_types,
+        dim=m.dim,
+        window=m.window,
+        blocks=m.blocks,
+        heads=m.heads,
+        hidden=m.hidden,
+        user_dim=m.user_dim,
+        user_hidden=m.user_hidden,
+    )
+
+
+def train(
+    world: World,
+    out: Path,
+    *,
+    resume: bool,
+    validate: Callable[[int, Mapping[str, np.ndarray], Towers | None], dict[str, Any]] | None,
+    progress: Progress,
+) -> Trained:
+    """Train to the plan's horizon in the folder ``out`` (``ledger.jsonl``, ``checkpoints/``, ``private/``).
+
+    A killed training goes on from its last checkpoint with ``resume`` and ends with the same weights: coins, negatives
+    and noise are functions of (seed, plan, round), and a round replayed with identical noise is charged once.
+
+    Raises:
+        UsageError: ``resume`` with another configuration than the folder was started with.
+    """
+    config, plan = world.config, world.plan
+    checkpoints, path = out / "checkpoints", out / "ledger.jsonl"
+    digest = hashlib.sha256(dumps(config.model_dump(mode="json", exclude={"threads"})).encode()).hexdigest()
+    saved = load_latest(checkpoints) if resume else None
+    if saved is not None and (saved.config_digest != digest or saved.plan_digest != plan.digest()):
+        raise UsageError(f"{out} was started with another configuration: resume with the same, or choose another --out")
+    if not path.exists():
+        ledger = Ledger.create(path, plan)
+    else:
+        at_least = None if saved is None or saved.ledger_head is None else _head(saved)
+        ledger = Ledger.open(path, plan, at_least=at_least)
+    trained = trained_names(world)
+    if saved is None:
+        arrays, start = start_arrays(world, lambda name: ledger.charge(name, 0, noise_key(world, name, 0)), progress)
+        state = start_state(config.server, arrays, trained)
+        towers = initial_towers(world) if config.local.tower_learning_rate else None
+        history: list[dict[str, Any]] = []
+    else:
+        towers = _load_towers(out, saved.round) if config.local.tower_learning_rate else None
+        state = ServerState(
+            round=saved.round,
+            arrays=saved.arrays,
+            trained=trained,
+            optimiser=saved.optimiser,
+            average=saved.average,
+        )
+        history, start = list(saved.extra["history"]), saved.extra["start"]
+    result = Trained(arrays={}, towers=towers, history=history, start=start, ledger_head=ledger.head())
+    environment = _environment(world, towers, result)
+    every, total = config.rounds.evaluate_every, config.rounds.count
+
+    def save(state: ServerState) -> None:
+        if towers is not None:
+            _save_towers(out, state.round, towers, keep=config.server.keep_checkpoints)
+        save_checkpoint(
+            checkpoints,
+            Checkpoint(
+                round=state.round,
+                arrays=state.arrays,
+                optimiser=state.optimiser,
+                average=state.average,
+                ledger_head=f"{ledger.head().lines}:{ledger.head().sha256}",
+                config_digest=digest,
+                plan_digest=plan.digest(),
+                extra={"history": history, "start": start},
+            ),
+            keep=config.server.keep_checkpoints,
+        )
+
+    def on_round(state: ServerState) -> None:
+        nonlocal clock
+        result.train_s += time.perf_counter() - clock
+        if validate is not None and (state.round % every == 0 or state.round == total):
+            history.append({"round": state.round, **validate(state.round, state.released(), towers)})
+        if state.round % config.server.checkpoint_every == 0 or state.round == total:
+            save(state)
+        progress("rounds", state.round, total)
+        clock = time.perf_counter()
+
+    if saved is None:
+        if validate is not None:
+            history.append({"round": 0, **validate(0, state.released(), towers)})
+        save(state)
+    clock = time.perf_counter()
+    state = run_rounds(state, plan, environment, config=config.server, ledger=ledger, on_round=on_round)
+    result.arrays, result.ledger_head = state.released(), ledger.head()
+    return result
+
+
+def threads(config: RunConfig) -> int:
+    """Return how many threads work at once: the configured number, or all cores."""
+    return config.threads or os.cpu_count() or 1
+
+
+def trained_names(world: World) -> tuple[str, ...]:
+    """Return the names of the shared arrays that rounds train; raises UsageError for a prefix that names none."""
+    names = shared_names(initial_arrays(world.shape, 0))
+    for prefix in world.config.rounds.train:
+        if not any(name.startswith(prefix) for name in names):
+            raise UsageError(f"rounds.train: {prefix!r} names no shared array; they are {', '.join(names)}")
+    return tuple(name for name in names if name.startswith(world.config.rounds.train))
+
+
+def initial_towers(world: World) -> Towers:
+    """Return the towers of all devices before their first round."""
+    seed = derive_seed(world.config.seed, "model")
+    return fresh_towers(initial_arrays(world.shape, seed), world.store.n_users)
+
+
+def start_arrays(
+    world: World, charge: Callable[[str], object], progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Make the first model: public random weights, and item vectors from the private start.
+
+    ``charge`` is called with each mechanism's name before its release. Also returns facts for the report.
+    """
+    config, plan, store = world.config, world.plan, world.store
+    fresh = initial_arrays(world.shape, derive_seed(config.seed, "model"))
+    arrays = {name: fresh[name].numpy().copy() for name in shared_names(fresh)}
+    if not config.start.enabled:
+        rng = public_rng(config.seed, "id table")
+        table = rng.standard_normal((world.shape.n_items, world.shape.dim)) / np.sqrt(world.shape.dim)
+        arrays[ITEM_ID] = table.astype(np.float32)
+        return arrays, {"items": 0, "directions": 0}
+    steps = 3
+    progress("start", 0, steps)
+    mechanism = plan.mechanism("popularity")
+    charge(mechanism.name)
+    popular = _released_locally(world, mechanism, popularity_sum(store, plan.unit))
+    noise = server_noise(world, mechanism.name, 0)
+    central = plan.trust == "central"
+    released = release_popularity(popular, mechanism, noise).arrays if central else popular.arrays
+    popularity = released["popularity"]
+    progress("start", 1, steps)
+    top = popular_items(popularity, moment_items(config, plan, world.shape.n_items))
+    moments, second = None, None
+    if len(top):
+        second = plan.mechanism("second_moments")
+        direction = popularity_direction(popularity, top)
+        charge(second.name)
+        sums = second_moment_sum(store, top, direction)
+        release = release_second_moments(sums, second, server_noise(world, second.name, 0))
+        moments = release.arrays["second_moments"]
+    progress("start", 2, steps)
+    first = first_item_vectors(popularity, moments, top, second, world.shape.dim)
+    arrays[ITEM_ID] = first.vectors.astype(np.float32)
+    window = np.arange(world.shape.window, dtype=np.float32)[:, None]
+    arrays["transformer.recency.age.weight"] = window * np.float32(np.log(config.start.decay))
+    project = np.eye(world.shape.dim, dtype=np.float32) * np.float32(config.start.scale)
+    project[0, 0] = 0.0  # a context's popularity is the bias alone, whatever the history
+    arrays["transformer.recency.project.weight"] = project
+    arrays["transformer.recency.project.bias"][0] = config.start.scale * config.start.popularity
+    progress("start", 3, steps)
+    return arrays, {"items": len(top), "directions": first.directions}
+
+
+def noise_key(world: World, mechanism: str, round: int) -> str:
+    """Return the ledger's name of the noise of one release: a digest of seed, plan, mechanism and round."""
+    return f"{derive_seed(world.config.seed, 'noise', world.plan.digest(), mechanism, round):032x}"
+
+
+def server_noise(world: World, mechanism: str, round: int) -> SeededNoise:
+    """Return the noise of one release; a replay draws it again."""
+    return SeededNoise(world.config.seed, world.plan.digest(), mechanism, round)
+
+
+def _released_locally(world: World, mechanism: Mechanism, cohort: CohortSum, *, round: int = 0) -> CohortSum:
+    """Under trust ``local``, add the noise of all devices to their sum: one draw, sqrt(devices) times as large."""
+    if world.plan.trust != "local":
+        return cohort
+    rng = SeededNoise(world.config.seed, world.plan.digest(), "devices", mechanism.name, round)
+    std = mechanism.noise_multiplier * (mechanism.clip_norm or 0.0) * np.sqrt(cohort.devices)
+    noised = {n: cohort.arrays[n] + rng.normal(cohort.arrays[n].shape, std) for n in sorted(cohort.arrays)}
+    return CohortSum(round=cohort.round, devices=cohort.devices, arrays=noised)
+
+
+def _environment(world: World, towers: Towers | None, result: Trained) -> Environment:
+    """Wire the collector of the chosen engine to the round loop."""
+    config, plan = world.config, world.plan
+    mechanism = plan.mechanism("rounds")
+    collect = _cohort_collector(world, towers) if config.engine == "cohort" else _device_collector(world, towers)
+
+    def counted(round: int, arrays: Arrays, cohort: np.ndarray) -> CohortSum | Iterator[Update]:
+        result.device_rounds += len(cohort)
+        return collect(round, arrays, cohort)
+
+    samples = config.local.blocks if plan.unit == "interaction" else 1
+    bound = None if mechanism.clip_norm is None or plan.trust == "local" else mechanism.clip_norm * samples
+    return Environment(
+        collect=counted,
+        coins=lambda round: np.random.default_rng(derive_seed(config.seed, "cohort", plan.digest(), round)),
+        noise=lambda round: server_noise(world, mechanism.name, round),
+        key=lambda round: noise_key(world, mechanism.name, round),
+        sample_clip=bound,
+    )
+
+
+Collect = Callable[[int, Arrays, np.ndarray], CohortSum | Iterator[Update]]
+
+
+def _cohort_collector(world: World, towers: Towers | None) -> Collect:
+    mechanism = world.plan.mechanism("rounds")
+    cohort = Cohort(
+        store=world.store,
+        shape=world.shape,
+        features=world.features,
+        local=world.config.local,
+        unit=world.plan.unit,
+        clip_norm=mechanism.clip_norm,
+        trained=trained_names(world),
+        seed=world.config.seed,
+        device=torch.device("cpu"),
+        workers=threads(world.config),
+    )
+
+    def collect(round: int, arrays: Arrays, users: np.ndarray) -> CohortSum:
+        sums = cohort.collect(round, arrays, users, towers)
+        return _released_locally(world, mechanism, sums, round=round)
+
+    return collect
+
+
+def _device_collector(world: World, towers: Towers | None) -> Collect:
+    trainer = Trainer(
+        shape=world.shape,
+        features=world.features,
+        local=world.config.local,
+        plan=world.plan,
+        trained=trained_names(world),
+        seed=world.config.seed,
+    )
+    digest = world.plan.digest()
+
+    def collect(round: int, arrays: Arrays, users: np.ndarray) -> Iterator[Update]:
+        for user in users.tolist():
+            tower = {} if towers is None else {n: t[user] for n, t in towers.items()}
+            noise = SeededNoise(world.config.seed, digest, "device", user, round)
+            device = Device(store=world.store.only(user), key=user, tower=tower)
+            yield trainer.update(round, arrays, device, noise)
+
+    return collect
+
+
+def _head(saved: Checkpoint) -> Head:
+    lines, _, sha256 = (saved.ledger_head or "").partition(":")
+    return Head(lines=int(lines), sha256=sha256)
+
+
+def _towers_path(out: Path, round: int) -> Path:
+    return out / "private" / f"{TOWERS}-{round:06d}.safetensors"
+
+
+def _save_towers(out: Path, round: int, towers: Towers, *, keep: int) -> None:
+    """Save the devices' private state of a round, before the checkpoint that needs it."""
+    from safetensors.torch import save
+
+    from fedrecall.protocol.files import write_atomic
+
+    write_atomic(_towers_path(out, round), save(towers))
+    for old in sorted((out / "private").glob(f"{TOWERS}-*.safetensors"))[: -(keep + 1)]:
+        old.unlink(missing_ok=True)
+
+
+def _load_towers(out: Path, round: int) -> Towers:
+    from safetensors.torch import load
+
+    return dict(load(_towers_path(out, round).read_bytes()))

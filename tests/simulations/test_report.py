@@ -1,0 +1,358 @@
+"""The report page: read back with a real HTML parser, from a run whose values are invented.
+
+``example_run`` has the shape of ``run.json``; its figures were made up for these tests and measure nothing.
+"""
+
+import copy
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fedrecall.protocol.jsontext import dumps
+from fedrecall.simulations.report import words, write_report
+from fedrecall.simulations.report.page import render
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+def example_run() -> dict:
+    rounds = 30
+    epsilons = [round(8.0 * math.sqrt((i + 1) / (rounds + 2)), 4) for i in range(rounds + 2)]
+    history = [
+        {
+            "round": i,
+            "recall@50": round(0.36 - 0.16 * math.exp(-i / 7) + 0.004 * math.sin(2.1 * i), 4),
+            "recall@10": round(0.135 - 0.075 * math.exp(-i / 8) + 0.003 * math.sin(1.7 * i), 4),
+            "loss": round(5.2 + math.exp(-i / 9), 4),
+            "epsilon": {"released-model": epsilons[i], "server": None, "network": epsilons[i]},
+        }
+        for i in range(rounds + 2)
+    ]
+
+    def row(r10, r50, n10):
+        return {"recall@10": r10, "recall@50": r50, "ndcg@10": n10, "mrr@10": n10 * 0.8, "coverage@10": r50}
+
+    bound = {"delta": 1e-5, "adjacency": "add_remove", "sampling": "everyone", "accountant": "PLD"}
+    return {
+        "dataset": {
+            "name": "ml-100k",
+            "users": 943,
+            "items": 1682,
+            "interactions": 100000,
+            "sha256": "9f8e" * 16,
+            "cleaning": {"rows": 100000, "kept": 100000, "dropped": {"duplicate": 0, "malformed": 0}},
+        },
+        "evaluation": {
+            "protocol": "loo",
+            "context": "training and validation events",
+            "catalogue": "file",
+            "masked": "context",
+        },
+        "privacy": {
+            "unit": "user",
+            "trust": "central",
+            "simulated": True,
+            "mechanisms": [
+                {
+                    "name": "popularity",
+                    "sample_rate": 1.0,
+                    "noise_multiplier": 1.9,
+                    "clip_norm": 1.0,
+                    "steps": 1,
+                },
+                {
+                    "name": "second_moments",
+                    "sample_rate": 1.0,
+                    "noise_multiplier": 0.8,
+                    "clip_norm": 1.0,
+                    "steps": 1,
+                },
+                {
+                    "name": "rounds",
+                    "sample_rate": 1.0,
+                    "noise_multiplier": 9.7,
+                    "clip_norm": 0.5,
+                    "steps": 30,
+                },
+            ],
+            "adversaries": [
+                {"name": "released-model", "epsilon": 7.99941, "reason": "noise in every sum", **bound},
+                {
+                    "name": "server",
+                    "epsilon": None,
+                    "reason": "it sees each update before the noise",
+                    **bound,
+                },
+                {"name": "network", "epsilon": 7.99941, "reason": "sees cohorts and releases", **bound},
+                {
+                    "name": "device-thief",
+                    "epsilon": None,
+                    "reason": "the events themselves are there",
+                    **bound,
+                },
+            ],
+        },
+        "metrics": {
+            **row(0.1351, 0.3524, 0.0712),
+            "coverage@10": 0.412,
+            "gini@10": 0.871,
+            "novelty@10": 2.41,
+            "diversity@10": 0.731,
+        },
+        "validation": row(0.1412, 0.3608, 0.0741),
+        "history": history,
+        "baselines": {
+            "most_popular": row(0.0859, 0.1972, 0.0439),
+            "item_knn": row(0.1283, 0.3531, 0.0651),
+            "ease": row(0.14, 0.3945, 0.0728),
+            "ease_weighted": row(0.1845, 0.4825, 0.0978),
+            "central": row(0.1902, 0.4777, 0.0999),
+            "local_only": row(0.0912, 0.2081, 0.0466),
+        },
+        "communication": {
+            "uplink_bytes_per_device_round": 312_448,
+            "downlink_bytes_per_device_round": 430_210,
+            "uplink_bytes_per_device_total": 11_104_000,
+            "stages": [
+                {"name": "popularity", "uplink_bytes": 6_728, "downlink_bytes": 120},
+                {"name": "second_moments", "uplink_bytes": 1_730_000, "downlink_bytes": 6_728},
+                {"name": "rounds", "uplink_bytes": 9_373_440, "downlink_bytes": 12_906_300},
+            ],
+        },
+        "timing": {"wall_s": 187.3, "train_s": 61.0, "device_rounds_per_s": 2143.0, "peak_rss_mb": 812.0},
+        "versions": {"fedrecall": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
+        "seed": 0,
+        "config": {
+            "model": {"dim": 32, "layers": 2},
+            "dataset": "ml-100k",
+            "train": {"rounds": 30, "lr": 0.001},
+        },
+        "long_tail": {
+            "decile": list(range(1, 11)),
+            "train_share": [0.412, 0.21, 0.131, 0.089, 0.062, 0.041, 0.027, 0.016, 0.009, 0.003],
+            "exposure_share": [0.502, 0.231, 0.118, 0.071, 0.039, 0.02, 0.011, 0.005, 0.002, 0.001],
+        },
+        "ablation": {
+            "full run": row(0.1351, 0.3524, 0.0712),
+            "without the start": row(0.0601, 0.1702, 0.0311),
+            "without the rounds": row(0.1289, 0.3441, 0.0688),
+            "without the user tower": row(0.1348, 0.3501, 0.0709),
+        },
+        "leak_probe": {
+            "recall@10": 0.0064,
+            "most_popular recall@10": 0.0859,
+            "rounds": 100,
+            "verdict": "clean",
+        },
+        "groups": {
+            "activity": {
+                "users": {"1": 95, "2": 94, "10": 93},
+                "metrics": {
+                    "recall@10": {"1": 0.172, "2": 0.141, "10": 0.088},
+                    "recall@50": {"1": 0.4, "2": 0.36, "10": 0.29},
+                },
+                "gaps": {"recall@10": 0.084, "recall@50": 0.11},
+            },
+            "gender": {
+                "users": {"F": 273, "M": 670},
+                "metrics": {"recall@10": {"F": 0.121, "M": 0.141}, "recall@50": {"F": 0.33, "M": 0.362}},
+                "gaps": {"recall@10": 0.02, "recall@50": 0.032},
+            },
+        },
+        "index": {"kind": "flat", "recall@10": 1.0, "recall@50": 1.0, "recall@100": 1.0},
+    }
+
+
+class Page(HTMLParser):
+    """Reads a page and fails where tags are not properly nested."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run() -> dict:
+    return example_run()
+
+
+@pytest.fixture(scope="module")
+def html(run) -> str:
+    return render(run)
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def test_the_example_is_strict_json(run):
+    dumps(run)
+
+
+def test_first_screen_says_what_happened_and_never_a_bare_epsilon(page):
+    first = page.text[: page.text.index("All metrics of all of them")]
+    assert "943 devices with 100,000 private events on 1,682 public items" in first
+    assert "13.5% of those items were among the first 10" in first and "35.2% among the first 50" in first
+    assert "79% above most popular, 26% below the same model trained centrally, 27% below EASE, recent first" in first
+    for part in (
+        "Epsilon 8.000 at delta 1e-5 against released-model and network. Unit: user, one whole device",
+        "neighbours: one of them added or removed; sampling: everyone; accountant: PLD.",
+        "No bound against server: it sees each update before the noise.",
+    ):
+        assert part in first
+    assert "Simulation. The noise is from a known seed (seed 0)" in first
+
+
+def test_a_run_with_secret_noise_carries_no_stamp(run):
+    real = copy.deepcopy(run)
+    real["privacy"]["simulated"] = False
+    assert "The noise is from a known seed" not in render(real)
+
+
+def test_an_unbounded_run_shows_no_number_where_epsilon_would_stand(run):
+    open_run = copy.deepcopy(run)
+    for row in open_run["privacy"]["adversaries"]:
+        row.update(epsilon=None, reason="no noise was added")
+    for row in open_run["history"]:
+        row["epsilon"] = None
+    page = Page(render(open_run))
+    assert "trained without a privacy bound" in page.text
+    assert not re.search(r"(?i)epsilon (\(unit: user\) )?\d", page.text)
+    assert page.text.lower().count("no bound") >= 12
+    assert "Spent by round" not in page.text
+
+
+def test_the_page_is_one_file_that_asks_the_network_for_nothing(html, page):
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for _, attrs in page.tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            assert attrs.get(name, "#").startswith("#")
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    assert set(re.findall(r"https?://[^\s\"'<]+", html)) == {"http://www.w3.org/1999/xlink"}
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.tags:
+        for name in ("href", "xlink:href", "aria-labelledby"):
+            if name in attrs:
+                assert attrs[name].lstrip("#") in ids
+        for reference in re.findall(r"url\(#([^)]+)\)", " ".join(v or "" for v in attrs.values())):
+            assert reference in ids
+
+
+def test_every_picture_speaks_and_has_its_numbers_in_a_table(page, run):
+    pictures = page.all("svg")
+    assert len(pictures) == 7
+    spoken = " ".join(p["aria-label"] for p in pictures)
+    assert all(p["role"] == "img" for p in pictures)
+    assert "this run 0.352" in spoken and "EASE, recent first 0.482" in spoken
+    assert "recall@50 from 0.200 to 0.361" in spoken
+    assert "released-model, network from 1.414 to 8.000" in spoken
+    assert "decile 1: training 41.2%, shown 50.2%" in spoken
+    assert "rounds: 9.4 MB up, 12.9 MB down" in spoken
+    assert f"{run['history'][7]['recall@10']:.4f}" in page.text
+
+
+def test_tables_have_headers_for_screen_readers(page):
+    assert len(page.all("table")) >= 12
+    assert all(attrs["scope"] in ("col", "row") for attrs in page.all("th"))
+
+
+def test_bars_are_as_long_as_their_values(html, run):
+    svg = re.search(r'<svg [^>]*aria-label="recall@50:.*?</svg>', html, re.DOTALL)[0]
+    lengths = sorted(
+        float(right) - float(left)
+        for left, right in re.findall(
+            r'<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n[^"]*"[^>]*style="fill: var\(--(?:q|series-1)',
+            svg,
+        )
+    )
+    values = sorted([run["metrics"]["recall@50"], *(b["recall@50"] for b in run["baselines"].values())])
+    assert len(lengths) == len(values)
+    assert [x / lengths[-1] for x in lengths] == pytest.approx([v / values[-1] for v in values], abs=1e-4)
+
+
+def test_hostile_texts_are_escaped_everywhere(run):
+    bad = '<script>alert("x")</script>$\\frac$&amp;'
+    hostile = copy.deepcopy(run)
+    hostile["dataset"]["name"] = bad
+    hostile["dataset"]["cleaning"] = {bad: bad}
+    hostile["config"] = {bad: {bad: bad}}
+    hostile["baselines"][bad] = {k: v * 2 for k, v in hostile["baselines"]["ease"].items()}
+    hostile["ablation"][bad] = hostile["ablation"]["full run"]
+    hostile["communication"]["stages"][0]["name"] = bad
+    hostile["privacy"]["adversaries"][0]["reason"] = bad
+    hostile["history"] = [{"round": 0, "epsilon": {bad: 1.0}}]
+    hostile["groups"]["gender"]["users"] = {bad: 1}
+    text = render(hostile)
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(bad) >= 9
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path, run, html):
+    write_report(run, tmp_path / "a.html")
+    assert (tmp_path / "a.html").read_text() == html
+    assert not re.search(r"20\d\d-\d\d-\d\d", html)
+
+
+def test_a_run_of_the_bare_contract_is_enough(run):
+    optional = ("long_tail", "ablation", "leak_probe", "groups", "index")
+    bare = {key: value for key, value in copy.deepcopy(run).items() if key not in optional}
+    del bare["dataset"]["cleaning"], bare["communication"]["stages"]
+    bare["history"], bare["baselines"] = [], {"ease": None}
+    page = Page(render(bare))
+    assert len(page.all("svg")) == 3
+    assert not {"tail", "groups"} & {attrs.get("id") for _, attrs in page.tags}
+
+
+def test_an_epsilon_is_never_rounded_down():
+    assert words.round_up(7.99941) == "8.000"
+    assert words.round_up(1.0001) == "1.001"
+    assert words.round_up(8.0) == "8.000"
+    assert words.round_up(0.1 + 0.2) == "0.300"
+
+
+def test_sizes_and_times_are_spelled_for_people():
+    assert [words.size(n) for n in (0, 999, 1000, 12_345, 999_960, 2.5e9)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "12.3 kB",
+        "1.0 MB",
+        "2.5 GB",
+    ]
+    assert [words.duration(s) for s in (3.21, 187.3, 7260)] == ["3.2 s", "3 min 7 s", "2 h 1 min"]
