@@ -7,7 +7,6 @@ noise of their sum (same distribution: independent Gaussians add up).
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from queue import SimpleQueue
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from fedrecall.client.config import LocalConfig
@@ -110,9 +108,7 @@ class Cohort:
                 self._models.put(model)
 
         plain = self.clip_norm is None and self.local.steps == 1 and towers is None
-        # The fused attention kernels have no batching rule; the plain one decomposes and is exact.
-        attention = nullcontext() if plain else sdpa_kernel(SDPBackend.MATH)
-        with attention, ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             # A few chunks ahead, not all: the memory of a round stays bounded.
             for begin in range(0, len(chunks), 4 * self.workers):
                 some = chunks[begin : begin + 4 * self.workers]
@@ -177,14 +173,14 @@ class Cohort:
 
         def gradients(
             weights: dict[str, Tensor], tower: dict[str, Tensor], rows: Rows, sample: dict[str, Tensor]
-        ) -> tuple[dict[str, Tensor], dict[str, Tensor], Rows | None]:
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor], Rows | tuple[()]]:
             found = list(grad(loss, argnums=wanted)(weights, tower, rows, sample))
             by_weight = found.pop(0)
-            return by_weight, found.pop(0) if train_tower else {}, found.pop(0) if train_rows else None
+            return by_weight, found.pop(0) if train_tower else {}, found.pop(0) if train_rows else ()
 
         def contribution(
             tower: dict[str, Tensor], own: Tensor, sample: dict[str, Tensor]
-        ) -> tuple[dict[str, Tensor], dict[str, Tensor], Rows | None]:
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor], Rows | tuple[()]]:
             """Return the sum of the gradients along local SGD."""
             weights, rows = trained, (own, table[batch["negatives"]])
             total = gradients(weights, tower, rows, sample)
@@ -193,7 +189,7 @@ class Cohort:
             for _ in range(self.local.steps - 1):
                 weights = {n: weights[n] - rate * g for n, g in last[0].items()}
                 tower = {n: tower[n] - tower_rate * g for n, g in last[1].items()} if train_tower else tower
-                if last[2] is not None:
+                if last[2]:
                     rows = (rows[0] - rate * last[2][0], rows[1] - rate * last[2][1])
                 last = gradients(weights, tower, rows, sample)
                 total = tree_map(torch.add, total, last)
@@ -203,9 +199,9 @@ class Cohort:
             self._identity if private is None else private, table[batch["own"]], data
         )
         rate = self.local.learning_rate if self.local.steps > 1 else 1.0
-        scale = -rate * self._scale([*change.values(), *(rows or ())], rate)
+        scale = -rate * self._scale([*change.values(), *rows], rate)
         sums = {n: torch.tensordot(scale, value, dims=1) for n, value in change.items()}
-        if rows is None:
+        if not rows:
             return _Part(sums=sums, rows=(), tower=tower)
         own = (rows[0] * scale[:, None, None]).flatten(0, 1)
         negative = torch.tensordot(scale, rows[1], dims=1)
@@ -213,7 +209,7 @@ class Cohort:
 
     def _scale(self, parts: list[Tensor], rate: float) -> Tensor:
         """Return the factor that clips each sample's gradients ``parts`` times ``rate``; invalid ones become zero."""
-        square = torch.stack([p.flatten(1).square().sum(dim=1) for p in parts]).sum(dim=0)
+        square = torch.stack([torch.linalg.vector_norm(p.flatten(1), dim=1) for p in parts]).square().sum(dim=0)
         valid = torch.isfinite(square)
         if not bool(valid.all()):
             for part in parts:

@@ -42,7 +42,15 @@ def let_out(arrays: Mapping[str, np.ndarray], *, schema: Schema, round: int, cli
             raise UpdateError(f"array {name!r} has shape {array.shape}, the round asks for {schema[name][0]}")
     if clip_norm is not None:
         arrays = clip_joint(arrays, clip_norm)[0]
-    out = {name: np.asarray(array, dtype=schema[name][1]) for name, array in arrays.items()}
+    out = {name: _towards_zero(array, schema[name][1]) for name, array in arrays.items()}
     if not all(np.isfinite(array).all() for array in out.values()):
         out = {name: np.zeros_like(array) for name, array in out.items()}
     return Update(round=round, nonce=secrets.token_hex(16), arrays=out)
+
+
+def _towards_zero(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert to ``dtype`` without making any number larger: rounding must not lift a norm above its bound."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(array, dtype=dtype)
+    larger = np.isfinite(out) & (np.abs(out) > np.abs(array))
+    return np.where(larger, np.nextafter(out, dtype.type(0)), out)

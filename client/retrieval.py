@@ -110,7 +110,7 @@ def tune_towers(
         positive = (query * item_vectors[targets]).sum(dim=-1)
         loss = sampled_softmax(positive, query @ item_vectors[negatives].T, masked, shape.n_items)
         optimiser.zero_grad(set_to_none=True)
-        (loss * weights).sum().backward()
+        torch.autograd.backward((loss * weights).sum())
         optimiser.step()
     return {n: t.detach() for n, t in private.items()}
 

@@ -20,6 +20,7 @@ from fedrecall.models.shape import ModelShape
 from fedrecall.privacy.mechanisms import gaussian_sum
 from fedrecall.privacy.noise import NoiseSource
 from fedrecall.privacy.opacus_step import ClippedGradient
+from fedrecall.protocol.errors import PlanError
 from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.records import Arrays, Update
 
@@ -88,7 +89,8 @@ class Trainer:
         )
         self._model = _LocalModel(shape, samples * own + self._negatives).to(dtype)
         self._names = {name: _ROWS if name == ITEM_ID else f"core.{name}" for name in trained}
-        for name, parameter in self._model.named_parameters():
+        self._parameters = dict(self._model.named_parameters())
+        for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in self._names.values() or name.startswith("core.user."))
         clip_norm = self._mechanism.clip_norm or _UNBOUNDED
         self._step = ClippedGradient(self._model, list(self._names.values()), clip_norm)
@@ -96,7 +98,7 @@ class Trainer:
     def update(self, round: int, arrays: Arrays, device: Device, noise: NoiseSource | None = None) -> Update:
         """Return the device's update of ``round`` at the released ``arrays``, after it passed the gate.
 
-        ``noise`` is the device's own, required where the plan's trust model is ``local``.
+        ``noise`` is the device's own; PlanError where the plan's trust model is ``local`` and there is none.
         """
         negatives = draw_negatives(self._seed, round, self._shape.n_items, self._local.negatives)
         samples = self._samples(device, negatives, round)
@@ -106,7 +108,9 @@ class Trainer:
             else self._local_training(arrays, device, samples, negatives)
         )
         clip_norm = self._mechanism.clip_norm
-        if self._plan.trust == "local" and noise is not None:
+        if self._plan.trust == "local" and self._mechanism.noise_multiplier > 0:
+            if noise is None:
+                raise PlanError("trust is 'local' and the device has no noise: give update() a source of its own")
             change, clip_norm = gaussian_sum(change, self._mechanism, noise), None
         elif self._plan.unit == "interaction" and clip_norm is not None:
             clip_norm *= self._local.blocks
@@ -138,7 +142,7 @@ class Trainer:
         """Fill the local model; return the catalogue item of each local row."""
         items = np.concatenate([samples.own.reshape(-1), negatives])
         with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._parameters.items():
                 if name == _ROWS:
                     parameter.copy_(torch.as_tensor(arrays[ITEM_ID][items]))
                 elif (bare := name.removeprefix("core.")).startswith("user."):
@@ -171,7 +175,7 @@ class Trainer:
     ) -> dict[str, np.ndarray]:
         """Return the weight change of plain local SGD: free work, clipped once by the gate."""
         items = self._load(arrays, device, samples, negatives)
-        before = {n: self._parameter(local).detach().clone() for n, local in self._names.items()}
+        before = {n: self._parameters[local].detach().clone() for n, local in self._names.items()}
         inputs = self._inputs(samples, negatives)
         for _ in range(self._local.steps):
             self._model.zero_grad(set_to_none=True)
@@ -179,15 +183,12 @@ class Trainer:
                 self._model(**inputs).sum().backward()
             with torch.no_grad():
                 for local in self._names.values():
-                    parameter = self._parameter(local)
+                    parameter = self._parameters[local]
                     if parameter.grad is not None:
-                        parameter -= self._local.learning_rate * parameter.grad
+                        parameter.sub_(self._local.learning_rate * parameter.grad)
             self._move_tower(device, reload=True)
-        moved = {n: self._parameter(local).detach() - before[n] for n, local in self._names.items()}
+        moved = {n: self._parameters[local].detach() - before[n] for n, local in self._names.items()}
         return {n: self._dense(n, change.numpy(), items, arrays) for n, change in moved.items()}
-
-    def _parameter(self, name: str) -> nn.Parameter:
-        return dict(self._model.named_parameters())[name]
 
     def _move_tower(self, device: Device, *, reload: bool = False) -> None:
         """Take one plain gradient step on the device's private tower, where it trains in rounds."""
@@ -195,7 +196,7 @@ class Trainer:
             return
         with torch.no_grad():
             for name, weight in device.tower.items():
-                parameter = self._parameter(f"core.{name}")
+                parameter = self._parameters[f"core.{name}"]
                 if parameter.grad is not None:
                     weight -= self._local.tower_learning_rate * parameter.grad
                 if reload:

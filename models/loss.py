@@ -26,10 +26,12 @@ def sampled_softmax(
         n_items: size of the catalogue.
     """
     kept = (~masked).sum(dim=-1).clamp(min=1)
-    masked_items = n_items - 1
-    correction = torch.log(kept) - math.log(masked_items)
-    logits = (negative - correction[:, None, None]).masked_fill(masked[:, None, :], float("-inf"))
-    return torch.logaddexp(torch.logsumexp(logits, dim=-1), positive) - positive
+    # log(K q), for the positive instead of against every negative: the same softmax, in one pass over the scores.
+    correction = torch.log(kept) - math.log(n_items - 1)
+    hidden = torch.zeros_like(masked, dtype=negative.dtype).masked_fill(masked, float("-inf"))
+    first = positive + correction[:, None]
+    logits = torch.cat([first[..., None], negative + hidden[:, None, :]], dim=-1)
+    return -torch.log_softmax(logits, dim=-1)[..., 0]
 
 
 def full_softmax(

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedrecall.models.loss import sampled_softmax
 from fedrecall.models.shape import ModelShape
@@ -55,7 +56,9 @@ class RecallModel(nn.Module):
         events = torch.gather(own, 1, slots[..., None].expand(-1, -1, own.shape[-1]))
         query = self.user(self.transformer(events[:, :-1], types[:, :-1], real[:, :-1]))
         positive = (query * events[:, 1:]).sum(dim=-1)
-        loss = sampled_softmax(positive, query @ negatives.mT, masked, self.shape.n_items)
+        # Shared negatives are one matrix for all positions; a batched product would first copy them for every sample.
+        scores = functional.linear(query, negatives[0]) if len(negatives) == 1 else query @ negatives.mT
+        loss = sampled_softmax(positive, scores, masked, self.shape.n_items)
         return (loss * loss_weights).sum(dim=-1)
 
 

@@ -28,7 +28,8 @@ class ItemTower(nn.Module):
         """Return the item vectors of looked-up id rows."""
         if self.features is None or features is None:
             return id_rows
-        return id_rows + self.features(features)
+        vectors: Tensor = id_rows + self.features(features)
+        return vectors
 
 
 class UserTower(nn.Module):
@@ -51,4 +52,5 @@ class UserTower(nn.Module):
         """Return the query of every position."""
         private = self.vector(torch.zeros(context.shape[:2], dtype=torch.long, device=context.device))
         hidden = functional.gelu(self.hidden(torch.cat([context, private], dim=-1)))
-        return context + self.out(hidden)
+        query: Tensor = context + self.out(hidden)
+        return query

@@ -95,6 +95,21 @@ class Ledger:
             remove_leftovers(path.parent, _head_path(path).name)
         return cls(path, plan, lines)
 
+    @classmethod
+    def resume(cls, path: str | Path, plan: Plan) -> "Ledger":
+        """Open the ledger at ``path``, or start one where a kill came before its first line was whole.
+
+        For who knows nothing of earlier charges: with a head kept elsewhere, ``open`` it, so that a ledger that is
+        gone is missed. Raises as ``create`` and ``open`` do.
+        """
+        path = Path(path)
+        with _disk(path):
+            begun = path.exists() and b"\n" in path.read_bytes()
+        if begun or _head_path(path).exists():
+            return cls.open(path, plan)
+        path.unlink(missing_ok=True)
+        return cls.create(path, plan)
+
     def charge(self, mechanism: str, round: int, key: str) -> bool:
         """Record one release of ``mechanism`` durably, before it is made.
 

@@ -33,8 +33,9 @@ class ClippedGradient:
         parameters = dict(module.named_parameters())
         if missing := sorted(set(trained) - set(parameters)):
             raise FedrecallError(f"the module has no parameters {missing}; it has {sorted(parameters)}")
-        self._trained = {name: parameters[name] for name in trained}
-        self._others = [p for name, p in parameters.items() if name not in self._trained and p.requires_grad]
+        # Any: Opacus hangs attributes on parameters that torch does not know.
+        self._trained: dict[str, Any] = {name: parameters[name] for name in trained}
+        self._others: list[Any] = [p for name, p in parameters.items() if name not in self._trained and p.requires_grad]
         self._module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
         self._optimiser = DPOptimizer(
             torch.optim.SGD(list(self._trained.values()), lr=1.0),
@@ -52,8 +53,7 @@ class ClippedGradient:
         self._module.zero_grad(set_to_none=True)
         with _integer_inputs():
             self._module(**inputs).sum().backward()
-        for parameter in self._trained.values():
-            self._zero_invalid(parameter)
+        self._zero_invalid()
         self._optimiser.clip_and_accumulate()
         sums = {name: p.summed_grad.detach().clone() for name, p in self._trained.items()}
         self._optimiser.zero_grad(set_to_none=True)
@@ -71,12 +71,14 @@ class ClippedGradient:
         finally:
             self._module.enable_hooks()
 
-    def _zero_invalid(self, parameter: nn.Parameter) -> None:
+    def _zero_invalid(self) -> None:
         """Zero the gradients of samples that are not finite, for all parameters together."""
-        bad = ~torch.isfinite(parameter.grad_sample).flatten(1).all(dim=1)
+        gradients = [p.grad_sample for p in self._trained.values()]
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+        bad = ~torch.isfinite(norms).all(dim=0)
         if bool(bad.any()):
-            for other in self._trained.values():
-                other.grad_sample[bad] = 0.0
+            for gradient in gradients:
+                gradient[bad] = 0.0
 
 
 @contextmanager

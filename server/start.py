@@ -14,6 +14,9 @@ from fedrecall.privacy.noise import NoiseSource
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import CohortSum, Release
 
+_TRACY_WIDOM = 2.02
+"""99 % quantile of the fluctuation of a symmetric noise matrix's largest eigenvalue, in units of M^(-2/3) s sqrt(M)."""
+
 
 def release_popularity(cohort: CohortSum, mechanism: Mechanism, noise: NoiseSource) -> Release:
     """Noise the popularity sum. Charge the ledger before."""
@@ -33,9 +36,9 @@ def popular_items(popularity: np.ndarray, count: int) -> Int64[np.ndarray, "top"
 
 def popularity_direction(popularity: np.ndarray, top: np.ndarray) -> Float64[np.ndarray, "top"]:
     """Return released popularity over ``top`` as a unit vector; zeros where nothing is above zero."""
-    direction = np.maximum(popularity[top], 0.0)
+    direction: Float64[np.ndarray, "top"] = np.maximum(popularity[top], 0.0)
     norm = float(np.linalg.norm(direction))
-    return direction / norm if norm > 0 else direction
+    return np.asarray(direction / norm) if norm > 0 else direction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +63,8 @@ def first_item_vectors(
     true direction), from the spiked Wigner model (Benaych-Georges and Nadakuditi 2011, section 3.1): with noise of
     standard deviation s off the diagonal of an M x M matrix, an eigenvalue y above 2 s sqrt(M) stems from a signal
     l = (y + sqrt(y^2 - 4 s^2 M)) / 2, and its eigenvector keeps the squared cosine 1 - s^2 M / l^2. What lies below
-    is noise and is dropped. The top items' taste has a mean squared norm of 1.
+    is noise and is dropped, and so is what noise alone reaches by chance in more than 1 % of draws (Tracy and Widom
+    1996). The top items' taste has a mean squared norm of 1.
 
     Popularity: log(1 + released count), from 0 to 1.
 
@@ -81,7 +85,7 @@ def first_item_vectors(
     values, basis = values[::-1][:rank], basis[:, ::-1][:, :rank]
     variance = (mechanism.noise_multiplier * (mechanism.clip_norm or 0.0)) ** 2 / 2 * len(top)
     signal = np.maximum(values, 0.0)
-    kept = signal > 2.0 * math.sqrt(variance)
+    kept = signal > (2.0 + _TRACY_WIDOM * len(top) ** (-2 / 3)) * math.sqrt(variance)
     true = (signal + np.sqrt(np.maximum(signal**2 - 4.0 * variance, 0.0))) / 2.0
     cosine = np.where(kept, 1.0 - variance / np.maximum(true, 1e-12) ** 2, 0.0)
     # The sign of an eigenvector is arbitrary: fix it, so that every machine releases the same table.

@@ -17,6 +17,9 @@ from fedrecall.protocol.randomness import derive_seed, public_rng
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.training import Progress, World, start_arrays
 
+_PIECE = 64
+"""Samples whose gradient is taken at a time: the scores of a whole batch would not fit into a processor's cache."""
+
 
 def train_centrally(world: World, progress: Progress) -> dict[str, np.ndarray]:
     """Train on all training events, from the start without its noise; return the shared arrays.
@@ -50,15 +53,17 @@ def train_centrally(world: World, progress: Progress) -> dict[str, np.ndarray]:
             order = np.concatenate([order, rng.permutation(usable)])
         users, order = order[: settings.batch], order[settings.batch :]
         negatives = draw_negatives(seed, step, world.shape.n_items, config.local.negatives)
-        samples = user_samples(
-            world.store, users, users, window=world.shape.window, negatives=negatives, seed=seed, round=step
-        )
-        batch = sample_tensors(samples, negatives, world.features, device=table.device, dtype=table.dtype)
-        own, negative = table[batch.pop("own")], table[batch.pop("negatives")][None]
-        features = batch.pop("own_features", None), batch.pop("negative_features", None)
-        loss = model(own, negative, *features, **batch).sum() / settings.batch
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for begin in range(0, len(users), _PIECE):
+            piece = users[begin : begin + _PIECE]
+            samples = user_samples(
+                world.store, piece, piece, window=world.shape.window, negatives=negatives, seed=seed, round=step
+            )
+            batch = sample_tensors(samples, negatives, world.features, device=table.device, dtype=table.dtype)
+            own, negative = table[batch.pop("own")], table[batch.pop("negatives")][None]
+            features = batch.pop("own_features", None), batch.pop("negative_features", None)
+            loss = model(own, negative, *features, **batch).sum() / settings.batch
+            loss.backward()
         optimiser.step()
         progress("central", step + 1, settings.steps)
     arrays = {n: p.detach().numpy() for n, p in model.named_parameters() if n in start}

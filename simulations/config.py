@@ -1,6 +1,8 @@
 """The configuration of a run: one TOML file or preset, overridden key by key. Unknown keys are refused."""
 
 import difflib
+import json
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -73,7 +75,8 @@ class PrivacyConfig(_Section):
     def _unit_fits_trust(self) -> "PrivacyConfig":
         if (self.unit, self.trust) not in {("user", "central"), ("interaction", "local")}:
             raise ValueError(
-                f"unit {self.unit!r} with trust {self.trust!r} has not landed: choose user with central, or interaction with local"
+                f"unit {self.unit!r} with trust {self.trust!r} has not landed: choose user with central, or "
+                "interaction with local"
             )
         return self
 
@@ -108,6 +111,12 @@ class EvaluationConfig(_Section):
     central: bool = Field(True, description="the same model trained centrally")
     ablation: bool = Field(False, description="the model without start, rounds, user tower, each in turn")
     leak_probe: bool = True
+
+    @model_validator(mode="after")
+    def _contract(self) -> "EvaluationConfig":
+        if not {10, 50} <= set(self.cutoffs) or min(self.cutoffs) < 1:
+            raise ValueError(f"cutoffs are {self.cutoffs}: they must be at least 1, and 10 and 50 among them")
+        return self
 
 
 class CentralConfig(_Section):
@@ -176,8 +185,11 @@ def load_config(
         path: TOML file; it may be partial.
         preset: name of a preset; ``user-eps8`` where neither it nor ``path`` is given.
         overrides: ``section.key=value``; the value is TOML, or a bare string.
-        dataset, data_path, protocol, engine, seed: shorthands of the keys ``data.name``, ``data.path``,
-            ``data.protocol``, ``engine``, ``seed``; ``None`` leaves a key alone.
+        dataset: shorthand of the key ``data.name``; here as below, ``None`` leaves the key alone.
+        data_path: of ``data.path``.
+        protocol: of ``data.protocol``.
+        engine: of ``engine``.
+        seed: of ``seed``.
 
     Raises:
         ConfigError: an unknown key (naming the nearest), a value out of bounds, an unreadable file.
@@ -214,9 +226,12 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return the resolved configuration as TOML, which ``load_config`` reads back to the same."""
+    """Return the resolved configuration as TOML, which ``load_config`` reads back to the same.
+
+    Without ``data.path``: where the data lies is this machine's business, and a run's folder may be published.
+    """
     lines: list[str] = []
-    _write(config.model_dump(mode="json"), "", lines)
+    _write(config.model_dump(mode="json", exclude={"data": {"path"}}), "", lines)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -231,7 +246,7 @@ def _write(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
 
 
 def _toml(value: Any) -> str:
@@ -242,8 +257,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 

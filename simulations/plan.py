@@ -1,5 +1,7 @@
 """From a run's configuration to its privacy plan: which mechanisms release what, with which noise."""
 
+import math
+
 from fedrecall.privacy.calibration import fit_noise
 from fedrecall.privacy.gaussian import gaussian_mu
 from fedrecall.protocol.plan import Mechanism, Plan
@@ -60,5 +62,5 @@ def moment_items(config: RunConfig, plan: Plan, n_items: int) -> int:
     if config.privacy.epsilon is None:
         return most
     share = config.privacy.shares["second_moments"]
-    mu = gaussian_mu(config.privacy.epsilon, config.privacy.delta) * share**0.5
+    mu = gaussian_mu(config.privacy.epsilon, config.privacy.delta) * math.sqrt(share)
     return min(most, max(50, round(config.start.items_per_signal * plan.devices * mu)))

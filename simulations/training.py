@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from fedrecall.client.cohort import Cohort, Towers
 from fedrecall.client.retrieval import fresh_towers
@@ -21,7 +23,8 @@ from fedrecall.models.shape import ModelShape
 from fedrecall.privacy.ledger import Head, Ledger
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.allow_list import shared_names
-from fedrecall.protocol.errors import UsageError
+from fedrecall.protocol.errors import CorruptArtefact, UsageError
+from fedrecall.protocol.files import read_bounded, write_atomic
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.randomness import derive_seed, public_rng
@@ -39,7 +42,11 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.plan import moment_items
 
 Progress = Callable[[str, int, int], None]
-TOWERS = "devices"
+Validate = Callable[[int, Mapping[str, np.ndarray], Towers | None], dict[str, Any]]
+"""Measures a model: its round, its released arrays and the devices' towers in, figures for the history out."""
+
+_TOWERS = "devices"
+_MAX_TOWERS = 64 << 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +67,7 @@ class Trained:
     Attributes:
         arrays: the released shared arrays, by name.
         towers: private towers of all devices where rounds train them, else ``None``.
-        history: what ``on_validate`` returned, by round.
+        history: what ``validate`` returned, by round.
         start: facts about the start, for the report.
         train_s: seconds spent in rounds by this process.
         device_rounds: device-rounds done by this process.
@@ -98,7 +105,7 @@ def train(
     out: Path,
     *,
     resume: bool,
-    validate: Callable[[int, Mapping[str, np.ndarray], Towers | None], dict[str, Any]] | None,
+    validate: Validate | None,
     progress: Progress,
 ) -> Trained:
     """Train to the plan's horizon in the folder ``out`` (``ledger.jsonl``, ``checkpoints/``, ``private/``).
@@ -111,15 +118,13 @@ def train(
     """
     config, plan = world.config, world.plan
     checkpoints, path = out / "checkpoints", out / "ledger.jsonl"
-    digest = hashlib.sha256(dumps(config.model_dump(mode="json", exclude={"threads"})).encode()).hexdigest()
+    # Neither the number of threads nor where the data lies changes a bit of the result.
+    settings = config.model_dump(mode="json", exclude={"threads": True, "data": {"path"}})
+    digest = hashlib.sha256(dumps(settings).encode()).hexdigest()
     saved = load_latest(checkpoints) if resume else None
     if saved is not None and (saved.config_digest != digest or saved.plan_digest != plan.digest()):
         raise UsageError(f"{out} was started with another configuration: resume with the same, or choose another --out")
-    if not path.exists():
-        ledger = Ledger.create(path, plan)
-    else:
-        at_least = None if saved is None or saved.ledger_head is None else _head(saved)
-        ledger = Ledger.open(path, plan, at_least=at_least)
+    ledger = Ledger.resume(path, plan) if saved is None else Ledger.open(path, plan, at_least=_head(saved))
     trained = trained_names(world)
     if saved is None:
         arrays, start = start_arrays(world, lambda name: ledger.charge(name, 0, noise_key(world, name, 0)), progress)
@@ -127,7 +132,7 @@ def train(
         towers = initial_towers(world) if config.local.tower_learning_rate else None
         history: list[dict[str, Any]] = []
     else:
-        towers = _load_towers(out, saved.round) if config.local.tower_learning_rate else None
+        towers = load_towers(out, saved.round) if config.local.tower_learning_rate else None
         state = ServerState(
             round=saved.round,
             arrays=saved.arrays,
@@ -138,6 +143,7 @@ def train(
         history, start = list(saved.extra["history"]), saved.extra["start"]
     result = Trained(arrays={}, towers=towers, history=history, start=start, ledger_head=ledger.head())
     environment = _environment(world, towers, result)
+    clock = time.perf_counter()
     every, total = config.rounds.evaluate_every, config.rounds.count
 
     def save(state: ServerState) -> None:
@@ -172,6 +178,8 @@ def train(
         if validate is not None:
             history.append({"round": 0, **validate(0, state.released(), towers)})
         save(state)
+    if state.round < total:
+        progress("rounds", state.round, total)
     clock = time.perf_counter()
     state = run_rounds(state, plan, environment, config=config.server, ledger=ledger, on_round=on_round)
     result.arrays, result.ledger_head = state.released(), ledger.head()
@@ -179,8 +187,10 @@ def train(
 
 
 def threads(config: RunConfig) -> int:
-    """Return how many threads work at once: the configured number, or all cores."""
-    return config.threads or os.cpu_count() or 1
+    """Return how many threads work at once: the configured number, or all cores that this process may use."""
+    if config.threads:
+        return config.threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def trained_names(world: World) -> tuple[str, ...]:
@@ -196,6 +206,15 @@ def initial_towers(world: World) -> Towers:
     """Return the towers of all devices before their first round."""
     seed = derive_seed(world.config.seed, "model")
     return fresh_towers(initial_arrays(world.shape, seed), world.store.n_users)
+
+
+def load_towers(out: Path, round: int) -> Towers:
+    """Return the towers of all devices after ``round`` rounds; raises CorruptArtefact where they are not."""
+    path = _towers_path(out, round)
+    try:
+        return dict(safetensors.torch.load(read_bounded(path, max_bytes=_MAX_TOWERS)))
+    except SafetensorError as error:
+        raise CorruptArtefact(f"{path} cannot be read ({error}): run again") from error
 
 
 def start_arrays(
@@ -338,21 +357,11 @@ def _head(saved: Checkpoint) -> Head:
 
 
 def _towers_path(out: Path, round: int) -> Path:
-    return out / "private" / f"{TOWERS}-{round:06d}.safetensors"
+    return out / "private" / f"{_TOWERS}-{round:06d}.safetensors"
 
 
 def _save_towers(out: Path, round: int, towers: Towers, *, keep: int) -> None:
     """Save the devices' private state of a round, before the checkpoint that needs it."""
-    from safetensors.torch import save
-
-    from fedrecall.protocol.files import write_atomic
-
-    write_atomic(_towers_path(out, round), save(towers))
-    for old in sorted((out / "private").glob(f"{TOWERS}-*.safetensors"))[: -(keep + 1)]:
+    write_atomic(_towers_path(out, round), safetensors.torch.save(towers))
+    for old in sorted((out / "private").glob(f"{_TOWERS}-*.safetensors"))[: -(keep + 1)]:
         old.unlink(missing_ok=True)
-
-
-def _load_towers(out: Path, round: int) -> Towers:
-    from safetensors.torch import load
-
-    return dict(load(_towers_path(out, round).read_bytes()))

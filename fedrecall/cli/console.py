@@ -1,6 +1,5 @@
 """What every command says and where: the answer on stdout, everything else on stderr."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ class Output:
         """Write to the stdout of this moment."""
         self._format = format
         self._stdout = sys.stdout
-        width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", _PIPE_WIDTH))
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
         self._console = _Screen(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
     @contextmanager
@@ -77,8 +76,9 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Tab
         any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
         for i in range(len(head))
     ]
-    for name, right in zip(head, numeric, strict=True):
-        out.add_column(name, justify="right" if right else "left", overflow="fold")
+    for i, (name, right) in enumerate(zip(head, numeric, strict=True)):
+        # The first column names its row: it stays on one line while anything else can be narrowed.
+        out.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         out.add_row(*(cell(value) for value in row))
     return out

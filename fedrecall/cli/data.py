@@ -59,6 +59,9 @@ def import_(
     encoding: Annotated[str, typer.Option(metavar="E", help="Text encoding.")] = "utf-8",
     no_header: Annotated[bool, typer.Option("--no-header", help="The first line holds data.")] = False,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="The public catalogue.")] = None,
+    items_encoding: Annotated[
+        str | None, typer.Option(metavar="E", help="Of the catalogue, where it is not --encoding.")
+    ] = None,
     item_id: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
     title: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
     categories: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
@@ -84,6 +87,7 @@ def import_(
         encoding=encoding,
         header=not no_header,
         items_file=items,
+        items_encoding=items_encoding,
         item_id=item_id,
         title=title,
         categories=categories,

@@ -6,14 +6,18 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from fedrecall.cli.console import FormatOption, Output, pairs, table
+from fedrecall.cli.console import FormatOption, Output, table
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/latest.")]
+DataPath = Annotated[
+    Path | None, typer.Option(help="The folder with the data set's files, if it is no longer where the run read it.")
+]
 
 
 def evaluate(
     run: RunFolder,
     split: Annotated[Literal["validation", "test"], typer.Option(help="The held-out part.")] = "test",
+    data_path: DataPath = None,
     format: FormatOption = "text",
 ) -> None:
     """Measure the released items of a run again."""
@@ -21,23 +25,33 @@ def evaluate(
 
     output = Output(format)
     with output.working() as progress:
-        result = evaluate_run(run, split, progress)
-    output.answer(result, pairs(f"{run}, {split}", result))
+        result = evaluate_run(run, split, progress, data_path=data_path)
+    same = "as run.json records" if result["as_recorded"] else "run.json records other figures"
+    output.answer(result, table(f"{run}, {split}", ["metric", "value"], list(result["metrics"].items())), same)
 
 
 def recommend(
     run: RunFolder,
     user: Annotated[str, typer.Option(help="Whose device asks, as the data set spells it.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    data_path: DataPath = None,
     format: FormatOption = "text",
 ) -> None:
     """Show what one simulated device would recommend to its user."""
     from fedrecall.simulations.inspect import recommend as recommend_for
 
     output = Output(format)
-    with output.working():
-        result = recommend_for(run, user, k)
-    output.answer(result, pairs(f"for {user}", result))
+    with output.working() as progress:
+        result = recommend_for(run, user, k, progress, data_path=data_path)
+    rows = [[place, row["item"], row["title"], row["score"]] for place, row in enumerate(result["items"], 1)]
+    because = ", ".join(row["title"] or row["item"] for row in result["because_of"])
+    output.answer(
+        result,
+        table(f"for {user}", ["place", "item", "title", "score"], rows),
+        f"Because of, latest first: {because}"
+        if because
+        else "This device knows no event yet: this is what the model holds for popular.",
+    )
 
 
 def compare(

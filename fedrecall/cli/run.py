@@ -10,7 +10,6 @@ from rich.table import Table
 from fedrecall.cli.console import FormatOption, Output, table
 from fedrecall.protocol.errors import FedrecallError
 
-LATEST = Path("runs/latest")
 SHOWN = ("recall@10", "recall@50", "ndcg@10")
 
 
@@ -38,6 +37,7 @@ def run(
     """Train over private devices, build the recall index, evaluate, and write the report."""
     from fedrecall.simulations.config import load_config
     from fedrecall.simulations.run import run as run_all
+    from fedrecall.simulations.run_folder import choose_folder
 
     output = Output(format)
     settings = load_config(
@@ -50,17 +50,27 @@ def run(
         engine=engine,
         seed=seed,
     )
+    folder = choose_folder(settings, out, resume=resume)
     try:
         with output.working() as progress:
-            result = run_all(settings, out=out, resume=resume, progress=progress)
+            result = run_all(settings, out=folder, resume=resume, progress=progress)
     except KeyboardInterrupt:
-        raise FedrecallError(f"interrupted; resume with `{resume_command(context.obj)}`") from None
-    output.answer(result, *summary(result, out or LATEST))
+        if not folder.exists():
+            raise
+        again = resume_command(context.obj, None if out else folder)
+        raise FedrecallError(f"interrupted; nothing is lost: resume with `{again}`") from None
+    output.answer(result, *summary(result, folder))
 
 
-def resume_command(arguments: list[str]) -> str:
-    """Return the command line that goes on with the run that ``arguments`` started."""
-    return shlex.join(["fedrecall", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+def resume_command(arguments: list[str], chosen: Path | None = None) -> str:
+    """Return the command line that goes on with the run that ``arguments`` started in a folder ``chosen`` for it."""
+    out = ["--out", _short(chosen)] if chosen else []
+    return shlex.join(["fedrecall", *arguments, *out, *([] if "--resume" in arguments else ["--resume"])])
+
+
+def _short(path: Path) -> str:
+    """Spell a path from the working folder where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def summary(result: dict[str, Any], folder: Path) -> list[Table | str]:
@@ -75,4 +85,4 @@ def summary(result: dict[str, Any], folder: Path) -> list[Table | str]:
     title = f"{result['dataset']['name']}, {result['evaluation']['protocol']}, test"
     bounds = words.bounds(result["privacy"]["adversaries"], result["privacy"]["unit"])
     stamp = ["Simulation: the noise is from a known seed."] if result["privacy"]["simulated"] else []
-    return [table(title, ["who", *SHOWN], rows), *bounds, *stamp, f"Report: {folder / 'report.html'}"]
+    return [table(title, ["who", *SHOWN], rows), *bounds, *stamp, f"Report: {_short(folder / 'report.html')}"]

@@ -36,4 +36,5 @@ class LocalOnly:
             history = context.history(int(user))
             ages = np.arange(len(history))[::-1]
             profiles[row] = (self.decay**ages).astype(np.float32) @ self.items[history]
-        return profiles @ self.items.T
+        scores: Float32[np.ndarray, "batch items"] = profiles @ self.items.T
+        return scores

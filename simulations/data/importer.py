@@ -39,6 +39,7 @@ class ImportSpec:
         items_file: the public catalogue; events of other items are dropped and reported.
         item_id, title, categories: its columns. It has a header if ``item_id`` is a name, else as ``header``
             says; its separator is found by itself.
+        items_encoding: of the catalogue, where it is not ``encoding``.
         category_separator: what separates the categories of one item.
         replace: overwrite another data set of this name.
 
@@ -57,6 +58,7 @@ class ImportSpec:
     encoding: str = "utf-8"
     header: bool = True
     items_file: Path | None = None
+    items_encoding: str | None = None
     item_id: Column | None = None
     title: Column | None = None
     categories: Column | None = None
@@ -73,8 +75,9 @@ class ImportSpec:
             raise DataError("no file to import: name one or more")
         if (self.items_file is None) != (self.item_id is None):
             raise DataError("--items and --item-id go together: give both, or neither")
-        if self.items_file is None and (self.title is not None or self.categories is not None):
-            raise DataError("--title and --categories are columns of an item file: give --items and --item-id")
+        of_items = (self.title, self.categories, self.items_encoding)
+        if self.items_file is None and any(value is not None for value in of_items):
+            raise DataError("--title, --categories, --items-encoding are of an item file: give --items and --item-id")
         if self.event_weights is not None and self.event is None:
             raise DataError("--event-weight needs the column of event types: give --event")
         if self.time_format is not None and self.time is None:
@@ -191,7 +194,7 @@ def _read_item_file(spec: ImportSpec, progress: Progress | None) -> ItemFile | N
             categories=spec.categories,
             category_separator=spec.category_separator,
         ),
-        Layout(encoding=spec.encoding, header=named or spec.header),
+        Layout(encoding=spec.items_encoding or spec.encoding, header=named or spec.header),
         progress,
     )
 

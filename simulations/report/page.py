@@ -113,7 +113,7 @@ def _pictures(run: Mapping[str, Any]) -> dict[str, Any]:
         svg = line_chart(
             lines, key="quality", alt=_tell(lines, "quality by round"), x_label="round", y_label="validation"
         )
-        caption = "Quality on the validation events after each round."
+        caption = "Quality on the validation events after each round, before each device's own tuning of its tower."
         pictures["quality"] = Picture(svg=svg, caption=caption, table=_line_table("round", lines))
     spent = _epsilon_lines(history)
     if spent:

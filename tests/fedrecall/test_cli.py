@@ -219,6 +219,28 @@ def test_an_interrupted_run_is_resumed_by_the_command_that_is_named():
     assert resume_command(["run", "--out", "x", "--resume"]) == "fedrecall run --out x --resume"
 
 
+def test_a_run_in_a_folder_that_was_chosen_for_it_is_resumed_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = resume_command(["run", "--seed", "1"], tmp_path / "runs" / "a")
+    assert said == "fedrecall run --seed 1 --out runs/a --resume"
+    assert resume_command(["run"], Path("/elsewhere")) == "fedrecall run --out /elsewhere --resume"
+
+
+def test_names_stay_whole_on_a_narrow_terminal_and_where_there_is_none(monkeypatch, capsys):
+    rows = [
+        ["movietweetings", "a long description of what there is " * 3, 1],
+        ["epsilon (unit user) released-model", "x", 2],
+    ]
+    shown = table("t", ["name", "description", "users"], rows)
+    narrow = Console(file=io.StringIO(), width=80)
+    narrow.print(shown)
+    for name, *_ in rows:
+        assert name in narrow.file.getvalue()
+    monkeypatch.setenv("COLUMNS", "20")
+    Output("text").answer(None, table("t", ["name", "what"], [["n" * 30, "w" * 100]]))
+    assert "w" * 100 in capsys.readouterr().out
+
+
 def test_a_run_is_summed_up_with_its_bound_in_full(tmp_path, capsys):
     run = json.loads((write_run(tmp_path / "r", hits=[1, 0]) / "run.json").read_text())
     Output("text").answer(run, *summary(run, tmp_path / "r"))

@@ -1,0 +1,121 @@
+"""The sections of ``run.json`` that are functions of what a run already knows."""
+
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fedrecall
+from fedrecall.privacy.accounting import account
+from fedrecall.protocol.plan import Plan
+from fedrecall.simulations.data.dataset import Dataset
+from fedrecall.simulations.data.splits import Split
+from fedrecall.simulations.evaluation.evaluate import Evaluation
+from fedrecall.simulations.training import Trained, World, trained_names
+
+_CONTEXT = {
+    "loo": "training and validation events of the device",
+    "temporal": "the device's events before the test time",
+    "ncf": "training and validation events of the device",
+}
+
+
+def dataset_section(dataset: Dataset) -> dict[str, Any]:
+    """Return what was read, and how it was cleaned."""
+    return {
+        "name": dataset.name,
+        "users": dataset.events.n_users,
+        "items": len(dataset.catalogue),
+        "interactions": dataset.events.n_events,
+        "sha256": dataset.sha256,
+        "cleaning": dataset.cleaning,
+    }
+
+
+def evaluation_section(dataset: Dataset, split: Split, test: Evaluation) -> dict[str, Any]:
+    """Return what the figures mean."""
+    return {
+        "protocol": split.protocol,
+        "context": _CONTEXT[split.protocol],
+        "catalogue": dataset.catalogue.source,
+        "masked": "the device's context",
+        "users": len(test.users),
+        "notes": split.notes,
+        "conventions": "metrics, baselines and validation are computed on private data: simulation only, outside "
+        "epsilon",
+    }
+
+
+def privacy_section(plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
+    """Return what was released, and against whom it is bounded."""
+    return {
+        "unit": plan.unit,
+        "trust": plan.trust,
+        "simulated": plan.simulated,
+        "delta": plan.delta,
+        "plan_sha256": plan.digest(),
+        "mechanisms": [asdict(m) for m in plan.mechanisms],
+        "adversaries": [asdict(row) for row in account(plan)],
+        "start": start,
+    }
+
+
+def long_tail(top: np.ndarray, split: Split, k: int) -> dict[str, list[float]]:
+    """Return, by decile of training popularity, the share of training events and of recommended places."""
+    counts = np.bincount(split.train.items, minlength=split.train.n_items)
+    order = np.argsort(-counts, kind="stable")
+    shown = np.bincount(top[:, :k][top[:, :k] >= 0], minlength=len(counts))
+    parts = np.array_split(order, 10)
+    return {
+        "decile": list(range(1, 11)),
+        "train_share": [float(counts[p].sum() / max(1, counts.sum())) for p in parts],
+        "exposure_share": [float(shown[p].sum() / max(1, shown.sum())) for p in parts],
+    }
+
+
+def communication(world: World, trained: Trained, table_bytes: int) -> dict[str, Any]:
+    """Return the bytes that one device sends and receives, expected over its sampling; arrays as float32."""
+    names = trained_names(world)
+    update = sum(trained.arrays[n].size for n in names) * 4
+    model = sum(a.size for a in trained.arrays.values()) * 4
+    stages = []
+    for mechanism in world.plan.mechanisms:
+        taking_part = mechanism.steps * mechanism.sample_rate
+        if mechanism.name == "popularity":
+            up, down = 4 * world.shape.n_items, 0
+        elif mechanism.name == "second_moments":
+            m = trained.start["items"]
+            up, down = 4 * m * (m + 1) // 2, 4 * world.shape.n_items
+        else:
+            up, down = round(update * taking_part), round(model * taking_part)
+        stages.append({"name": mechanism.name, "uplink_bytes": up, "downlink_bytes": down})
+    stages.append({"name": "release", "uplink_bytes": 0, "downlink_bytes": table_bytes})
+    return {
+        "uplink_bytes_per_device_round": update if world.plan.mechanism("rounds").steps else 0,
+        "downlink_bytes_per_device_round": model if world.plan.mechanism("rounds").steps else 0,
+        "uplink_bytes_per_device_total": sum(s["uplink_bytes"] for s in stages),
+        "stages": stages,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, and the git revision of a source tree."""
+    found = {"fedrecall": fedrecall.__version__, "python": platform.python_version()}
+    for name in ("torch", "opacus", "numpy", "scipy", "faiss-cpu", "dp-accounting"):
+        found[name] = metadata.version(name)
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists() and shutil.which("git"):
+        asked = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if asked.returncode == 0:
+            found["git"] = asked.stdout.strip()
+    return found

@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+
+from fedrecall.privacy.noise import SeededNoise
+from fedrecall.protocol.plan import Mechanism
+from fedrecall.protocol.records import CohortSum
+from fedrecall.server.start import (
+    first_item_vectors,
+    popular_items,
+    popularity_direction,
+    release_popularity,
+    release_second_moments,
+)
+
+M = 300
+
+
+def mechanism(sigma: float, name: str = "second_moments") -> Mechanism:
+    return Mechanism(name=name, clip_norm=1.0, noise_multiplier=sigma)
+
+
+def released(moments: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
+    cohort = CohortSum(round=0, devices=1, arrays={"second_moments": moments})
+    release = release_second_moments(cohort, mechanism(sigma), SeededNoise(seed))
+    assert release.mechanism == "second_moments" and set(release.arrays) == {"second_moments"}
+    return release.arrays["second_moments"]
+
+
+def spikes(values: list[float], seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Return a matrix with these eigenvalues, and their directions [M, values]."""
+    rng = np.random.default_rng(seed)
+    directions = np.linalg.qr(rng.standard_normal((M, len(values))))[0]
+    return (directions * values) @ directions.T, directions
+
+
+def test_popularity_gets_noise_on_every_item() -> None:
+    """30,000 values: one standard error of a measured sigma is 0.4 %."""
+    cohort = CohortSum(round=0, devices=9, arrays={"popularity": np.zeros(30_000)})
+    release = release_popularity(cohort, mechanism(2.5, "popularity"), SeededNoise(1))
+    assert release.mechanism == "popularity"
+    assert release.arrays["popularity"].std() == pytest.approx(2.5, rel=0.02)
+    assert np.count_nonzero(release.arrays["popularity"]) == 30_000
+
+
+def test_moments_get_the_isometrys_noise() -> None:
+    """44,850 and 300 values: standard errors of 0.33 % and 4 %."""
+    noise = released(np.zeros((M, M)), 2.0)
+    np.testing.assert_array_equal(noise, noise.T)
+    assert noise[np.triu_indices(M, 1)].std() == pytest.approx(2.0 / math.sqrt(2), rel=0.015)
+    assert np.diagonal(noise).std() == pytest.approx(2.0, rel=0.15)
+
+
+def test_popular_items_come_first_with_ties_by_number() -> None:
+    np.testing.assert_array_equal(popular_items(np.array([1.0, 5.0, -2.0, 5.0, 3.0]), 4), [1, 3, 4, 0])
+    assert len(popular_items(np.zeros(3), 10)) == 3
+
+
+def test_the_direction_is_a_unit_vector_or_nothing() -> None:
+    np.testing.assert_allclose(
+        popularity_direction(np.array([3.0, 9.0, -1.0, 4.0]), np.array([0, 2, 3])), [0.6, 0.0, 0.8]
+    )
+    assert not popularity_direction(np.array([-1.0, 0.0]), np.array([0, 1])).any()
+
+
+@pytest.mark.parametrize("strength", [1.5, 3.0, 10.0])
+def test_a_planted_direction_is_found_as_well_as_theory_says(strength: float) -> None:
+    """Mean of 20 draws against 1 - 1 / strength^2; a cosine without the factor 2 of the variance would be far off."""
+    sigma = 2.0
+    threshold = sigma / math.sqrt(2) * math.sqrt(M)
+    signal, planted = spikes([strength * threshold])
+    cosines = []
+    for seed in range(20):
+        found = first_item_vectors(np.ones(M), released(signal, sigma, seed), np.arange(M), mechanism(sigma), 5)
+        assert found.directions == 1
+        assert not found.vectors[:, 2:].any(), "what is noise is dropped"
+        taste = found.vectors[:, 1]
+        cosines.append(float(taste @ planted[:, 0]) ** 2 / float(taste @ taste))
+    assert np.mean(cosines) == pytest.approx(1 - 1 / strength**2, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_alone_has_no_direction(seed: int) -> None:
+    """Nor has a signal below the threshold. 2 sqrt(M) alone as the edge lets noise pass in one draw of six."""
+    weak = spikes([0.5 * 2.0 / math.sqrt(2) * math.sqrt(M)])[0]
+    for signal in (np.zeros((M, M)), weak):
+        found = first_item_vectors(np.ones(M), released(signal, 2.0, seed), np.arange(M), mechanism(2.0), 8)
+        assert found.directions == 0 and not found.vectors[:, 1:].any()
+
+
+def test_lengths_are_the_shrunken_signals() -> None:
+    sigma = 1.0
+    variance = sigma**2 / 2 * M
+    values = [10 * math.sqrt(variance), 5 * math.sqrt(variance), 2 * math.sqrt(variance)]
+    signal, _ = spikes(values)
+    lengths = []
+    for seed in range(20):
+        vectors = first_item_vectors(
+            np.ones(M), released(signal, sigma, seed), np.arange(M), mechanism(sigma), 6
+        ).vectors
+        lengths.append((vectors[:, 1:] ** 2).sum(axis=0))
+    found = np.mean(lengths, axis=0)
+    assert found.sum() / M == pytest.approx(1.0)
+    expected = np.array([value * (1 - variance / value**2) for value in values])
+    np.testing.assert_allclose(found[:3] / found[:3].sum(), expected / expected.sum(), atol=0.02)
+    assert not found[3:].any()
+
+
+def test_without_noise_the_vectors_factor_the_moments() -> None:
+    signal, _ = spikes([6.0, 3.0, 1.0])
+    top = np.arange(5, 5 + M)
+    found = first_item_vectors(np.zeros(M + 10), signal, top, mechanism(0.0), 4)
+    assert found.directions == 3
+    taste = found.vectors[top, 1:]
+    scale = np.trace(signal) / M
+    np.testing.assert_allclose(taste @ taste.T * scale, signal, atol=1e-9)
+    assert not np.delete(found.vectors, top, axis=0).any(), "items beyond the top have no taste"
+
+
+def test_the_sign_is_fixed() -> None:
+    signal, _ = spikes([6.0, 3.0])
+    top = np.arange(M)
+    one = first_item_vectors(np.zeros(M), signal, top, mechanism(0.0), 3).vectors
+    for column in one[:, 1:].T:
+        assert column.max() >= -column.min()
+    # Another order of the items is another computation, with signs of its own.
+    order = np.random.default_rng(0).permutation(M)
+    other = first_item_vectors(np.zeros(M), signal[np.ix_(order, order)], top, mechanism(0.0), 3).vectors
+    np.testing.assert_allclose(other, one[order], atol=1e-9)
+
+
+def test_popularity_is_the_first_column_from_zero_to_one() -> None:
+    popularity = np.array([0.0, -3.0, 10.0, 100.0])
+    found = first_item_vectors(popularity, None, np.array([], dtype=np.int64), None, 3)
+    np.testing.assert_allclose(found.vectors[:, 0], [0, 0, math.log(11) / math.log(101), 1])
+    assert found.directions == 0 and not found.vectors[:, 1:].any()
+    assert not first_item_vectors(np.full(4, -1.0), None, np.array([], dtype=np.int64), None, 3).vectors.any()
+
+
+def test_more_columns_than_items_stay_zero() -> None:
+    found = first_item_vectors(np.ones(4), np.eye(2), np.array([1, 3]), mechanism(0.0), 7)
+    assert found.vectors.shape == (4, 7) and found.directions == 2 and not found.vectors[:, 3:].any()
