@@ -14,7 +14,7 @@ import fedrecall
 from fedrecall.privacy.accounting import account
 from fedrecall.protocol.plan import Plan
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.data.splits import Split
+from fedrecall.simulations.data.splits import Split, Targets, of_new_items, of_new_users
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.training import Trained, World, trained_names
 
@@ -48,7 +48,23 @@ def evaluation_section(dataset: Dataset, split: Split, test: Evaluation) -> dict
         "notes": split.notes,
         "conventions": "metrics, baselines and validation are computed on private data: simulation only, outside "
         "epsilon",
+        **({"new": _new(split, test)} if split.protocol == "temporal" else {}),
     }
+
+
+def _new(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
+    """Return recall for users without earlier events, and the share of hits among targets that nobody had before."""
+    found = Targets(users=test.users, offsets=test.offsets, items=test.targets)
+    users, items = of_new_users(split.test_context, found), of_new_items(split.train, found)
+    by_user: dict[str, float] = {"count": int(users.sum())}
+    by_item: dict[str, float] = {"count": int(items.sum())}
+    for name in (n for n in test.per_user if n.startswith("recall@")):
+        if users.any():
+            by_user[name] = float(test.per_user[name][users].mean())
+        if items.any():
+            hits = test.ranks[items] < int(name.partition("@")[2])
+            by_item[name] = float(hits.mean())
+    return {"users": by_user, "items": by_item}
 
 
 def privacy_section(plan: Plan, start: dict[str, Any]) -> dict[str, Any]:

@@ -348,3 +348,11 @@ def test_a_ledger_that_is_gone_is_missed_and_not_started_again(names, tmp_path):
         (tmp_path / "r" / name).unlink()
     with pytest.raises(CorruptArtefact, match="ledger"):
         run(config, out=tmp_path / "r", resume=True, progress=quiet)
+
+
+def test_a_temporal_run_reports_new_users_and_new_items_apart(tmp_path):
+    result = small_run(tmp_path / "run", "data.protocol=temporal", "rounds.count=1")
+    new = result["evaluation"]["new"]
+    assert set(new) == {"users", "items"}
+    for part in new.values():
+        assert part["count"] == 0 or 0.0 <= part["recall@10"] <= part["recall@50"] <= 1.0
