@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all lint types bench audit clean
+.PHONY: help setup run test test-all lint types bench audit frontier clean
 
 help:
 	@echo 'make run        train on MovieLens-100K and write the report (ARGS="--preset open" passes options)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint       style; make types: type checks'
 	@echo 'make bench      speed and memory of the engine (ARGS="--data-path FOLDER")'
 	@echo 'make audit      plant every bug that the audit must catch, and 100 clean runs (about 10 minutes)'
+	@echo 'make frontier   quality against epsilon, both units (ARGS="--dataset ml-1m --data-path FOLDER"); hours'
 	@echo 'make clean      remove the environment and what tools left; runs and data stay'
 	@echo
 	@echo 'PYTHON=...      the Python to start from, 3.11 or later (now: $(PYTHON))'
@@ -56,6 +57,9 @@ bench: $(READY)
 # One thread a process, as for the tests.
 audit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fedrecall.simulations.audit $(ARGS)
+
+frontier: $(READY)
+	$(BIN)/python -m fedrecall.simulations.frontier $(ARGS)
 
 clean:
 	rm -rf $(VENV) .types .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The private start: from noised popularity and second moments to the first item vectors.
+"""The private start: from noised popularity and second moments, and public content, to the first item vectors.
 
 Everything here is post-processing of two releases and of public numbers, so it costs no privacy.
 """
@@ -14,6 +14,7 @@ from fedrecall.privacy.mechanisms import gaussian_sum, noise_second_moment
 from fedrecall.privacy.noise import NoiseSource
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import CohortSum, Comparison, Release
+from fedrecall.server.content import Content, extend, with_prior
 
 
 def release_popularity(cohort: CohortSum, mechanism: Mechanism, noise: NoiseSource) -> Release:
@@ -55,7 +56,7 @@ class ItemVectors:
     """The first item vectors.
 
     Attributes:
-        vectors: [items, dim]; column 0 is popularity, the others are taste. Items beyond the top have no taste yet.
+        vectors: [items, dim]; column 0 is popularity, the others are taste.
         directions: how many taste columns are in use; the others are zero.
     """
 
@@ -66,41 +67,48 @@ class ItemVectors:
 def first_item_vectors(
     popularity: np.ndarray,
     moments: np.ndarray | None,
-    top: np.ndarray,
+    compared: Comparison,
     mechanism: Mechanism | None,
     dim: int,
     *,
     power: float,
     cut: float,
+    content: Content | None = None,
 ) -> ItemVectors:
-    """Turn the two releases into item vectors of width ``dim``.
+    """Turn the two releases, and what is public about items, into item vectors of width ``dim``.
 
-    Taste: the leading eigenvectors of the noised matrix, each times (eigenvalue - cut x edge) ^ power. The edge,
-    2 s sqrt(M), is the largest eigenvalue of the noise alone, of standard deviation s off the diagonal of an M x M
-    matrix (Wigner). A factor of the matrix would have power 1/2; less evens the directions out, as the inverse in a
-    linear autoencoder does. Directions below the edge still rank better than none, since a query sums over many items:
-    the cut is a choice made on validation, not the edge itself. The top items' taste has a mean squared norm of 1.
+    Taste: the leading eigenvectors of the noised matrix, to which ``content`` adds a prior, each times
+    (eigenvalue - cut x edge) ^ power. The edge, 2 s sqrt(M), is the largest eigenvalue of the noise alone, of standard
+    deviation s off the diagonal of an M x M matrix (Wigner). A factor of the matrix would have power 1/2; less evens
+    the directions out, as the inverse in a linear autoencoder does. Directions below the edge still rank better than
+    none, since a query sums over many items: the cut is a choice made on validation, not the edge itself. The taste of
+    the compared items has a mean squared norm of 1; other items get theirs from ``content``, or none.
 
     Popularity: log(1 + released count), from 0 to 1.
 
     Args:
         popularity: released counts of all items.
-        moments: released second moments over ``top``; ``None`` for a start from popularity alone.
-        top: items of ``moments``.
+        moments: released second moments over the first items of ``compared``; ``None`` for a start without them.
+        compared: the items with a taste of their own, and the direction that popularity has over them.
         mechanism: of the second moments; its noise sets s.
         dim: width of item vectors, at least 2.
         power: of what is left of an eigenvalue.
         cut: share of the edge that is taken off every eigenvalue; what falls below 0 is dropped.
+        content: what is public about items.
     """
     vectors = np.zeros((len(popularity), dim))
     logarithm = np.log1p(np.maximum(popularity, 0.0))
     vectors[:, 0] = logarithm / max(float(logarithm.max(initial=0.0)), 1e-12)
-    if moments is None or mechanism is None or not len(top):
+    top, edge = compared.top, 0.0
+    if moments is not None and mechanism is not None:
+        edge = 2.0 * mechanism.noise_multiplier * (mechanism.clip_norm or 0.0) * math.sqrt(len(moments) / 2)
+    if content is not None:
+        moments = with_prior(moments, content, top, compared.direction, edge)
+    if moments is None or not len(top):
         return ItemVectors(vectors=vectors, directions=0)
     rank = min(dim - 1, len(top))
     values, basis = scipy.linalg.eigh(moments, subset_by_index=(len(top) - rank, len(top) - 1))
     values, basis = values[::-1], basis[:, ::-1]
-    edge = 2.0 * mechanism.noise_multiplier * (mechanism.clip_norm or 0.0) * math.sqrt(len(top) / 2)
     left = values - cut * edge
     # Without noise, what rounding leaves of a zero is no direction.
     kept = left > 1e-9 * max(float(values[0]), 0.0)
@@ -110,4 +118,6 @@ def first_item_vectors(
     size = math.sqrt(float(np.mean(np.sum(taste**2, axis=1))))
     if size > 0:
         vectors[top, 1 : rank + 1] = taste / size
+        if content is not None:
+            extend(vectors[:, 1:], content, top)
     return ItemVectors(vectors=vectors, directions=int(kept.sum()))

@@ -1,4 +1,4 @@
-"""How much of a run comes from its start, its rounds and its user towers: each switched off in turn."""
+"""How much of a run comes from each of its parts: every one switched off in turn."""
 
 import shutil
 from dataclasses import replace
@@ -40,7 +40,15 @@ def _without(config: RunConfig) -> dict[str, RunConfig]:
     start, rounds = config.start.model_copy(update={"enabled": False}), config.rounds.model_copy(update={"count": 0})
     personal = config.personal.model_copy(update={"steps": 0})
     local = config.local.model_copy(update={"tower_learning_rate": 0.0})
-    found = {"without the start": config.model_copy(update={"start": start})} if config.start.enabled else {}
+    found = {}
+    if config.start.enabled:
+        found["without the start"] = config.model_copy(update={"start": start})
+        if config.start.items and config.privacy.unit == "user":
+            no_moments = config.start.model_copy(update={"items": 0})
+            found["without second moments"] = config.model_copy(update={"start": no_moments})
+        if config.start.content:
+            no_content = config.start.model_copy(update={"content": 0.0})
+            found["without public content"] = config.model_copy(update={"start": no_content})
     if config.rounds.count:
         found["without the rounds"] = config.model_copy(update={"rounds": rounds})
     if config.personal.steps or config.local.tower_learning_rate:

@@ -98,12 +98,16 @@ class StartConfig(_Section):
     enabled: bool = Field(True, description="off: the id table starts from public random numbers")
     items: int = Field(1400, ge=0, description="most popular items that second moments compare, at most (1 MB up)")
     items_per_signal: float = Field(
-        14.5, gt=0, description="at most this many times the square root of devices times mu of the second moments"
+        12.7, gt=0, description="at most this many times the square root of devices times mu^(3/4) of second moments"
     )
     reach: float = Field(8.0, gt=0, description="events over which the closeness of two items falls to 1 / e")
     exponent: float = Field(0.25, ge=0, le=1, description="an item weighs its popularity to minus this, in comparisons")
     power: float = Field(0.3, gt=0, le=1, description="of an eigenvalue, as the length of its direction")
     cut: float = Field(0.5, ge=0, le=2, description="share of the noise's edge that is taken off every eigenvalue")
+    content: float = Field(
+        5.0, ge=0, description="weight of public content beside second moments, in edges of their noise; 0: none"
+    )
+    content_items: int = Field(1400, ge=1, description="most popular items that content gives vectors of their own")
     decay: float = Field(0.82, gt=0, le=1, description="first weight of an event, by age in events")
     scale: float = Field(8.0, gt=0, description="first length of context vectors: the softmax's inverse temperature")
     popularity: float = Field(0.5, ge=0, description="first weight of popularity in a context")

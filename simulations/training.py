@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from scipy import sparse
 
 from fedrecall.client.cohort import Cohort, Towers
 from fedrecall.client.retrieval import fresh_towers
@@ -30,8 +31,9 @@ from fedrecall.protocol.files import read_bounded, write_atomic
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.randomness import derive_seed, public_rng
-from fedrecall.protocol.records import Arrays, CohortSum, Update
+from fedrecall.protocol.records import Arrays, CohortSum, Comparison, Update
 from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedrecall.server.content import Content
 from fedrecall.server.enforcement import check_trust
 from fedrecall.server.rounds import ROUNDS, Environment, ServerState, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
@@ -55,13 +57,23 @@ _MAX_TOWERS = 64 << 30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class World:
-    """Everything that training reads: configuration, plan, the devices' training events, public features."""
+    """Everything that training reads: configuration, plan, the devices' training events, public features.
+
+    Attributes:
+        config: of the run.
+        plan: what devices agree to.
+        store: training events.
+        features: the item tower's public features [items, features], or ``None``.
+        shape: of the model.
+        content: public features of items for the start (``simulations.data.content``), or ``None``.
+    """
 
     config: RunConfig
     plan: Plan
     store: EventStore
     features: np.ndarray | None
     shape: ModelShape
+    content: sparse.csr_array | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -263,18 +275,32 @@ def start_arrays(
     popularity = released["popularity"]
     progress("start", 1, steps)
     settings, moments, second = config.start, None, None
+    content = None
+    if world.content is not None and settings.content:
+        content = Content(features=world.content, items=settings.content_items, weight=settings.content)
+
+    def most_popular(count: int) -> Comparison:
+        return compare(popularity, count, mechanism, exponent=settings.exponent, reach=settings.reach)
+
     count = moment_items(config, plan, world.shape.n_items)
-    comparison = compare(popularity, count, mechanism, exponent=settings.exponent, reach=settings.reach)
-    top = comparison.top
     if count:
+        comparison = most_popular(count)
         second = plan.mechanism("second_moments")
         charge(second.name)
         sums = second_moment_sum(store, comparison)
         release = release_second_moments(sums, second, server_noise(world, second.name, 0))
         moments = release.arrays["second_moments"]
     progress("start", 2, steps)
+    compared = most_popular(max(count, content.items) if content else count)
     first = first_item_vectors(
-        popularity, moments, top, second, world.shape.dim, power=settings.power, cut=settings.cut
+        popularity,
+        moments,
+        compared,
+        second,
+        world.shape.dim,
+        power=settings.power,
+        cut=settings.cut,
+        content=content,
     )
     arrays[ITEM_ID] = first.vectors.astype(np.float32)
     window = np.arange(world.shape.window, dtype=np.float32)[:, None]
@@ -284,7 +310,7 @@ def start_arrays(
     arrays["transformer.recency.project.weight"] = project
     arrays["transformer.recency.project.bias"][0] = config.start.scale * config.start.popularity
     progress("start", 3, steps)
-    return arrays, {"items": len(top), "directions": first.directions}
+    return arrays, {"items": count, "directions": first.directions}
 
 
 def noise_key(world: World, mechanism: str, round: int) -> str:

@@ -6,6 +6,7 @@ from fedrecall.client.cohort import Towers
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.records import Arrays
 from fedrecall.simulations.config import RunConfig
+from fedrecall.simulations.data.content import content_features
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import Split, make_split
@@ -31,6 +32,11 @@ def load_data(config: RunConfig, progress: Progress) -> Dataset:
 def prepare(config: RunConfig, progress: Progress) -> tuple[Dataset, Split, World]:
     """Load the data, split it, and fix plan and shape."""
     dataset = load_data(config, progress)
+    return dataset, *world_of(config, dataset, progress)
+
+
+def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[Split, World]:
+    """Split a loaded data set, and fix plan and shape."""
     split = make_split(dataset, config.data.protocol, config.seed)
     features = dataset.catalogue.category_matrix() if config.model.features else None
     if features is not None and not features.shape[1]:
@@ -40,7 +46,15 @@ def prepare(config: RunConfig, progress: Progress) -> tuple[Dataset, Split, Worl
     plan = plan_for(config, dataset.events.n_users)
     progress("plan", 1, 1)
     shape = shape_of(config, len(dataset.catalogue), n_features, len(split.train.type_names))
-    return dataset, split, World(config=config, plan=plan, store=split.train, features=features, shape=shape)
+    world = World(
+        config=config,
+        plan=plan,
+        store=split.train,
+        features=features,
+        shape=shape,
+        content=content_features(dataset.catalogue),
+    )
+    return split, world
 
 
 def recaller(world: World, arrays: Arrays, table: ItemTable, towers: Towers | None, *, name: str) -> ModelRecaller:

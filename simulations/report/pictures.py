@@ -110,6 +110,58 @@ def line_chart(
         return _svg(figure, key, alt)
 
 
+def frontier_chart(
+    points: Mapping[str, Sequence[Mapping[str, Any]]],
+    lines: Mapping[str, Mapping[str, float]],
+    metrics: Sequence[str],
+    *,
+    key: str,
+    alt: str,
+) -> Markup:
+    """Draw a panel a metric: one line a privacy unit over epsilon, and a level line for each rival, which has no bound.
+
+    Epsilon is logarithmic; a line is the mean, with a band from the lowest to the highest.
+
+    Args:
+        points: by unit, each with ``epsilon`` and ``mean``, ``low``, ``high`` by metric.
+        lines: a rival's metrics by its name.
+        metrics: what is drawn.
+        key: keeps the SVG's ids apart from others'.
+        alt: what the picture says, for those who cannot see it.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(10.2, 3.5), layout="constrained")
+        panels = figure.subplots(1, len(metrics))
+        for axes, metric in zip(panels, metrics, strict=True):
+            for i, (unit, row) in enumerate(points.items()):
+                x, mean = [p["epsilon"] for p in row], [p["mean"][metric] for p in row]
+                spread = [[p["low"][metric] for p in row], [p["high"][metric] for p in row]]
+                axes.fill_between(x, *spread, color=_SERIES[i], alpha=0.2, linewidth=0)
+                style = {"color": _SERIES[i], "linestyle": _DASHES[i], "marker": "o", "markersize": 3.5}
+                axes.plot(x, mean, linewidth=2.0, label=f"unit {unit}", **style)
+            for name, values in lines.items():
+                axes.axhline(values[metric], color=_MUTED, linewidth=0.9, linestyle=_DASHES[2])
+                place = (0.01, values[metric])
+                axes.annotate(
+                    name,
+                    place,
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 1),
+                    textcoords="offset points",
+                    color=_MUTED,
+                    size=8,
+                )
+            axes.set_xscale("log", base=2)
+            ticks = sorted({p["epsilon"] for row in points.values() for p in row})
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.set_ylim(bottom=0.0)
+            axes.set_xlabel("epsilon at delta 1e-5")
+            axes.set_title(metric, color=_INK, size=10)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure, key, alt)
+
+
 def bar_chart(values: Mapping[str, float], *, key: str, alt: str, highlight: str, digits: int = 3) -> Markup:
     """Draw one horizontal bar a name, longest first, with its value; the bar ``highlight`` stands out."""
     with rc_context(_STYLE):

@@ -5,7 +5,7 @@ import pytest
 
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.plan import Mechanism
-from fedrecall.protocol.records import CohortSum
+from fedrecall.protocol.records import CohortSum, Comparison
 from fedrecall.server.start import (
     ItemVectors,
     compare,
@@ -71,9 +71,15 @@ def test_what_is_compared_follows_from_released_popularity() -> None:
     assert not nothing.direction.any() and np.isfinite(nothing.weights).all()
 
 
+def items(top: np.ndarray) -> Comparison:
+    return Comparison(top=top, weights=np.ones(len(top)), direction=np.zeros(len(top)), reach=8.0)
+
+
 def made(signal: np.ndarray, sigma: float, dim: int, *, power: float = 0.5, cut: float = 0.0) -> ItemVectors:
     size = len(signal)
-    return first_item_vectors(np.ones(size), signal, np.arange(size), mechanism(sigma), dim, power=power, cut=cut)
+    return first_item_vectors(
+        np.ones(size), signal, items(np.arange(size)), mechanism(sigma), dim, power=power, cut=cut
+    )
 
 
 @pytest.mark.parametrize("strength", [1.5, 3.0, 10.0])
@@ -111,7 +117,7 @@ def test_lengths_are_powers_of_what_the_cut_leaves() -> None:
 def test_without_noise_the_vectors_factor_the_moments() -> None:
     signal, _ = spikes([6.0, 3.0, 1.0])
     top = np.arange(5, 5 + M)
-    found = first_item_vectors(np.zeros(M + 10), signal, top, mechanism(0.0), 4, power=0.5, cut=0.4)
+    found = first_item_vectors(np.zeros(M + 10), signal, items(top), mechanism(0.0), 4, power=0.5, cut=0.4)
     assert found.directions == 3
     taste = found.vectors[top, 1:]
     scale = np.trace(signal) / M
@@ -122,7 +128,7 @@ def test_without_noise_the_vectors_factor_the_moments() -> None:
 def test_the_sign_is_fixed() -> None:
     signal, _ = spikes([6.0, 3.0])
     top = np.arange(M)
-    one = first_item_vectors(np.zeros(M), signal, top, mechanism(0.0), 3, power=0.5, cut=0.4).vectors
+    one = first_item_vectors(np.zeros(M), signal, items(top), mechanism(0.0), 3, power=0.5, cut=0.4).vectors
     for column in one[:, 1:].T:
         assert column.max() >= -column.min()
     # Another order of the items is another computation, with signs of its own.
@@ -133,14 +139,14 @@ def test_the_sign_is_fixed() -> None:
 
 def test_popularity_is_the_first_column_from_zero_to_one() -> None:
     popularity = np.array([0.0, -3.0, 10.0, 100.0])
-    found = first_item_vectors(popularity, None, np.array([], dtype=np.int64), None, 3, power=0.5, cut=0.4)
+    found = first_item_vectors(popularity, None, items(np.array([], dtype=np.int64)), None, 3, power=0.5, cut=0.4)
     np.testing.assert_allclose(found.vectors[:, 0], [0, 0, math.log(11) / math.log(101), 1])
     assert found.directions == 0 and not found.vectors[:, 1:].any()
     assert not first_item_vectors(
-        np.full(4, -1.0), None, found.vectors[:0, 0], None, 3, power=0.5, cut=0.4
+        np.full(4, -1.0), None, items(np.array([], dtype=np.int64)), None, 3, power=0.5, cut=0.4
     ).vectors.any()
 
 
 def test_more_columns_than_items_stay_zero() -> None:
-    found = first_item_vectors(np.ones(4), np.eye(2), np.array([1, 3]), mechanism(0.0), 7, power=0.5, cut=0.4)
+    found = first_item_vectors(np.ones(4), np.eye(2), items(np.array([1, 3])), mechanism(0.0), 7, power=0.5, cut=0.4)
     assert found.vectors.shape == (4, 7) and found.directions == 2 and not found.vectors[:, 3:].any()

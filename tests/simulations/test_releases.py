@@ -48,7 +48,8 @@ def releases(monkeypatch: pytest.MonkeyPatch) -> Recorded:
         return told
 
     def made(popularity: np.ndarray, moments: np.ndarray | None, *rest: Any, **options: Any) -> Any:
-        seen[-1] |= {"popularity": popularity, "moments": moments}
+        # The last comparison is of the items that get vectors; devices were told the one before, if any.
+        seen[:] = [{**seen[0], "popularity": popularity, "moments": moments}]
         return first_item_vectors(popularity, moments, *rest, **options)
 
     monkeypatch.setattr(training, "compare", compared)

@@ -91,7 +91,8 @@ def test_run_json_holds_what_the_contract_lists_as_strict_json(finished):
     epsilons = {row["name"]: row["epsilon"] for row in found["privacy"]["adversaries"]}
     assert 7.9 < epsilons["released-model"] <= 8.0 and epsilons["server"] is None
     assert [row["round"] for row in found["history"]] == [0, 2, 4]
-    assert set(found["ablation"]) == {"full run", "without the start", "without the rounds", "without the user tower"}
+    parts = ("the start", "second moments", "public content", "the rounds", "the user tower")
+    assert set(found["ablation"]) == {"full run", *(f"without {part}" for part in parts)}
     assert found["ablation"]["full run"] == found["metrics"]
     assert len({row["recall@50"] for row in found["ablation"].values()}) > 1
 
