@@ -5,6 +5,7 @@ import time
 from fedrecall.protocol.errors import FedrecallError
 from fedrecall.simulations.audit import conformance, noise_checks, sampler_check, sensitivity_check, white_box
 from fedrecall.simulations.audit.attempt import Attempt
+from fedrecall.simulations.audit.start_sensitivity import start_sensitivity
 from fedrecall.simulations.audit.trial import Check, Trial
 
 CHECKS: dict[str, Check] = {
@@ -14,6 +15,7 @@ CHECKS: dict[str, Check] = {
     "white box: start": white_box.start,
     "sampler": sampler_check.sampler,
     "sensitivity": sensitivity_check.sensitivity,
+    "sensitivity of the start": start_sensitivity,
     "stateless": sensitivity_check.stateless,
     "wire: names": conformance.names_on_the_wire,
     "ledger": conformance.charged_first,

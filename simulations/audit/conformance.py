@@ -114,10 +114,14 @@ def start_from_releases(trial: Trial) -> list[Attempt]:
     if not seen:
         return []
     began, hits = time.perf_counter(), []
-    popularity, chosen = np.asarray(seen["popularity"]), seen["comparison"]
-    again = compare(popularity, seen["count"], *seen["rest"], **seen["settings"])
-    if not all(np.array_equal(getattr(chosen, part), getattr(again, part)) for part in ("top", "weights", "direction")):
-        hits.append("what second moments compare does not follow from the released popularity")
+    popularity, parts = np.asarray(seen["popularity"]), ("top", "weights", "direction")
+    for rest, settings, chosen in seen["choices"]:
+        again = compare(popularity, *rest, **settings)
+        if not all(np.array_equal(getattr(chosen, part), getattr(again, part)) for part in parts):
+            hits.append("what was compared does not follow from the released popularity")
+    asked = seen.get("comparison")
+    if asked is not None and not any(asked is chosen for *_, chosen in seen["choices"]):
+        hits.append("devices compared other items than were chosen by the released popularity")
     table = trial.watched.first[ITEM_ID]
     if not np.allclose(table, seen["vectors"], atol=1e-5):
         hits.append("the first item vectors do not follow from the releases")

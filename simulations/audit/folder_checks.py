@@ -177,6 +177,9 @@ def replay(opened: Opened, scratch: Path, *, deep: bool, progress: training.Prog
     if hits and mine != theirs:
         other = ", ".join(sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k)))
         return [_skipped(opened, name, began, f"it differs, and so do the versions of {other}", power)]
+    if hits and opened.config.engine == "flower" and opened.config.flower.shards is None:
+        reason = "it differs, and the number of Flower's nodes, in whose order sums are made, is each machine's own"
+        return [_skipped(opened, name, began, reason, power)]
     rounds = opened.world.plan.mechanism("rounds").steps - (int(older[-1].stem[6:]) if older else 0)
     return [_row(opened, name, began, hits, what=what, power=power, trials=rounds)]
 

@@ -238,6 +238,21 @@ def popularity_as_public() -> Iterator[None]:
         yield
 
 
+def unscaled_popularity(make: Any) -> Any:
+    """Let a device count 1 for each of its items, however many they are."""
+    return lambda store, unit: make(store, "interaction")
+
+
+def enlarged_moments(make: Any) -> Any:
+    """Make every device's comparisons larger than their bound by a hundredth."""
+
+    def summed(store: Any, comparison: Any) -> CohortSum:
+        bare: CohortSum = make(store, comparison)
+        return replace(bare, arrays={name: 1.01 * array for name, array in bare.arrays.items()})
+
+    return summed
+
+
 def bare_popularity(release: Any) -> Any:
     """Release popularity as it is."""
     return lambda sums, mechanism, noise: release(sums, replace(mechanism, noise_multiplier=0.0), noise)

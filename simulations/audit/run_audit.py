@@ -5,7 +5,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from fedrecall.protocol.files import read_bounded, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.server.checkpoint import load_latest
 from fedrecall.server.rounds import ROUNDS
-from fedrecall.simulations.audit.attacks import run_attacks
+from fedrecall.simulations.audit.attacks import SHARES, Step, attack_steps
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.audit.checks import CHECKS, attempt_check
 from fedrecall.simulations.audit.folder_checks import check_folder, replay
 from fedrecall.simulations.audit.opened import Opened, open_run, shortened
 from fedrecall.simulations.audit.page import write_page
+from fedrecall.simulations.audit.time_left import TimeLeft
 from fedrecall.simulations.audit.trial import CONFIDENCE, DECISIONS, FAMILY, LEVEL, Trial
 from fedrecall.simulations.sections import versions
 from fedrecall.simulations.training import Progress
@@ -33,7 +33,8 @@ NEVER_TESTED = (
     "A deployment over the network: what is sent was seen at the collectors, not on a wire.",
     "The noise of the count that an adaptive clip releases.",
     "Whether the generator of a deployment's noise is secret: a simulation's noise is from a known seed.",
-    "Time, sizes and number of messages, and what a device does after it recommends.",
+    "The number and order of messages, the time of a device's answer beside its own part of a round (reading events, "
+    "writing its ledger), and what a device does after it recommends.",
 )
 """What no audit of a run folder looks at."""
 
@@ -41,8 +42,6 @@ _ROUNDS, _CANARIES, _ATTACKS_S = 10, 200, 330.0
 _DEEP_CANARIES, _DEEP_ATTACKS_S = 1000, 3600.0
 _STEPS = Path("private") / "audit"
 _MAX_BYTES = 1 << 26
-
-Step = Callable[[], list[Attempt]]
 
 
 def audit_run(
@@ -70,13 +69,13 @@ def audit_run(
     if opened.config.threads:
         torch.set_num_threads(opened.config.threads)
     kept = _Kept(folder / _STEPS, _key(opened, deep))
+    told = TimeLeft(progress, _expected(opened, deep))
     with tempfile.TemporaryDirectory(prefix="fedrecall-audit-") as scratch:
-        steps = _steps(opened, Path(scratch), deep=deep, progress=progress)
+        steps = _steps(opened, Path(scratch), deep=deep, progress=told)
         attempts: list[Attempt] = []
-        for number, (name, step) in enumerate(steps.items()):
-            progress("audit", number, len(steps))
+        for name, step in steps.items():
+            told.begin(name)
             attempts += kept.of(name, step)
-        progress("audit", len(steps), len(steps))
     result = _result(opened, attempts, deep=deep, seconds=round(time.perf_counter() - began, 1))
     write_page(result, folder / AUDIT_HTML)
     write_json_atomic(folder / AUDIT_JSON, result)
@@ -97,17 +96,27 @@ def _steps(opened: Opened, scratch: Path, *, deep: bool, progress: Progress) -> 
     steps: dict[str, Step] = {"folder": lambda: check_folder(opened)}
     steps |= {name: partial(attempt_check, trial, name, check) for name, check in CHECKS.items()}
     steps["replay"] = lambda: replay(opened, scratch / "replay", deep=deep, progress=progress)
-    steps["attacks"] = lambda: _attacks(opened, _DEEP_ATTACKS_S if deep else _ATTACKS_S, progress)
-    return steps
+    return steps | _attacks(opened, _DEEP_ATTACKS_S if deep else _ATTACKS_S, progress)
 
 
-def _attacks(opened: Opened, seconds: float, progress: Progress) -> list[Attempt]:
+def _expected(opened: Opened, deep: bool) -> dict[str, float]:
+    """Return the seconds of the steps that take long: those that train, as the run did, and the attacks."""
+    planned = opened.world.plan.mechanism(ROUNDS).steps
+    rounds = planned if deep else min(planned, _ROUNDS)
+    seconds = opened.run["timing"]["train_s"] * rounds / max(1, planned)
+    attacks = _DEEP_ATTACKS_S if deep else _ATTACKS_S
+    trained = dict.fromkeys(("noise on zero signal", "noise in the run", "replay"), seconds)
+    return trained | {f"attacks: {kind}": share * attacks for kind, share in SHARES.items()}
+
+
+def _attacks(opened: Opened, seconds: float, progress: Progress) -> dict[str, Step]:
     saved = load_latest(opened.folder / "checkpoints") if opened.dataset is not None else None
     if saved is None:
         reason = f"the data are missing ({opened.missing})" if opened.dataset is None else "there is no checkpoint"
-        return [_untested("attacks", f"Not tested: {reason}.")]
+        return {"attacks": lambda: [_untested("attacks", f"Not tested: {reason}.")]}
     arrays = {**saved.arrays, **(saved.average.arrays if saved.average else {})}
-    return run_attacks(opened.world, arrays, opened.config.seed, seconds, progress)
+    steps = attack_steps(opened.world, arrays, opened.config.seed, seconds, progress)
+    return {f"attacks: {kind}": step for kind, step in steps.items()}
 
 
 def _untested(name: str, what: str) -> Attempt:

@@ -144,6 +144,18 @@ BUGS: tuple[SeededBug, ...] = (
         plant=_around(training, "release_popularity", plants.bare_popularity),
     ),
     SeededBug(
+        name="popularity not scaled to its bound",
+        subject="central",
+        caught_by=("sensitivity: popularity",),
+        plant=_around(training, "popularity_sum", plants.unscaled_popularity),
+    ),
+    SeededBug(
+        name="second moments beyond their bound by a hundredth",
+        subject="central",
+        caught_by=("sensitivity: second_moments",),
+        plant=_around(training, "second_moment_sum", plants.enlarged_moments),
+    ),
+    SeededBug(
         name="correlated noise drawn independently",
         subject="limited",
         caught_by=_NOISE,

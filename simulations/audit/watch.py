@@ -1,6 +1,6 @@
 """A normal training, watched: what it released, and what its ledger said on disk at the moment of each draw of noise.
 
-The training is that of ``fedrecall run``; four functions of its wiring are wrapped while it runs. What a round
+The training is that of ``fedrecall run``; five functions of its wiring are wrapped while it runs. What a round
 released is read back from the global optimiser's state, which is a function of releases alone.
 """
 
@@ -62,8 +62,9 @@ class Watched:
         trained: its result, once it is done.
         sizes: number of coordinates of each trained array, in the order of the flat arrays.
         rounds: what they did.
-        start: releases of the start (``popularity``, ``moments``), what it chose (``comparison``, by ``settings``) and
-            made of them (``vectors``); empty without a start.
+        start: releases of the start (``popularity``, ``moments``), what it chose by them (``choices``, with their
+            settings), what devices compared (``comparison``) and what was made of it all (``vectors``); empty without a
+            start.
         first: the model before the first round.
         draws: (mechanism, round, whether its charge was on disk) of each draw of the server's noise.
         directions: of the gradient canaries, where there are any.
@@ -87,6 +88,7 @@ def watch(
     with ExitStack() as stack:
         stack.enter_context(wrapped(training, "run_rounds", lambda run: _watching(run, seen, canaries)))
         stack.enter_context(wrapped(training, "compare", lambda make: _watching_choice(make, seen)))
+        stack.enter_context(wrapped(training, "second_moment_sum", lambda make: _watching_moments(make, seen)))
         stack.enter_context(wrapped(training, "first_item_vectors", lambda make: _watching_start(make, seen)))
         stack.enter_context(wrapped(training, "server_noise", lambda make: _watching_noise(make, seen, folder)))
         seen.trained = training.train(readable(world), folder, resume=False, validate=None, progress=progress)
@@ -94,7 +96,10 @@ def watch(
 
 
 def environment_of(world: World, folder: Path) -> tuple[ServerState, Environment]:
-    """Return the state before the first round and the round loop's environment, as a training wires them."""
+    """Return the state before the first round and the round loop's environment, as a training wires them.
+
+    Flower's engine ends with its training: what its nodes do is then done in this process.
+    """
     found: list[tuple[ServerState, Environment]] = []
 
     def stop(state: ServerState, plan: Plan, environment: Environment, **_: Any) -> ServerState:
@@ -102,8 +107,15 @@ def environment_of(world: World, folder: Path) -> tuple[ServerState, Environment
         return state
 
     with wrapped(training, "run_rounds", lambda _: stop):
-        training.train(readable(world), folder, resume=False, validate=None, progress=lambda *_: None)
+        training.train(_in_process(readable(world)), folder, resume=False, validate=None, progress=lambda *_: None)
     return found[0]
+
+
+def _in_process(world: World) -> World:
+    if world.config.engine != "flower":
+        return world
+    engine = "device" if world.config.flower.shards == "users" else "cohort"
+    return replace(world, config=world.config.model_copy(update={"engine": engine}))
 
 
 def readable(world: World) -> World:
@@ -182,10 +194,18 @@ def _shaped(values: Flat, names: list[str], like: Arrays) -> dict[str, np.ndarra
 
 
 def _watching_choice(choose: Callable[..., Any], seen: Watched) -> Callable[..., Any]:
-    def watching(popularity: np.ndarray, count: int, *rest: Any, **settings: Any) -> Any:
-        comparison = choose(popularity, count, *rest, **settings)
-        seen.start |= {"count": count, "rest": rest, "settings": settings, "comparison": comparison}
+    def watching(popularity: np.ndarray, *rest: Any, **settings: Any) -> Any:
+        comparison = choose(popularity, *rest, **settings)
+        seen.start.setdefault("choices", []).append((rest, settings, comparison))
         return comparison
+
+    return watching
+
+
+def _watching_moments(make: Callable[..., CohortSum], seen: Watched) -> Callable[..., CohortSum]:
+    def watching(store: Any, comparison: Any) -> CohortSum:
+        seen.start["comparison"] = comparison
+        return make(store, comparison)
 
     return watching
 

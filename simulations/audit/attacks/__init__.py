@@ -1,15 +1,16 @@
 """Attacks on federated recommendation: what each adversary makes of what it sees, with and without each defence."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from fedrecall.protocol.errors import FedrecallError
 from fedrecall.protocol.records import Arrays
 from fedrecall.simulations.audit.attacks.observed import variants
 from fedrecall.simulations.audit.attacks.on_attributes import ATTRIBUTE, attack_attributes, attack_queries
-from fedrecall.simulations.audit.attacks.on_models import attack_model
+from fedrecall.simulations.audit.attacks.on_lists import LISTS, attack_lists
+from fedrecall.simulations.audit.attacks.on_models import DEVICES, attack_model
+from fedrecall.simulations.audit.attacks.on_timing import LENGTH, attack_timing
 from fedrecall.simulations.audit.attacks.on_training import attack_training
 from fedrecall.simulations.audit.attacks.on_updates import MEMBERSHIP, RECONSTRUCTION, attack_updates
 from fedrecall.simulations.audit.attacks.scores import not_tested
@@ -18,18 +19,24 @@ from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.training import Progress, World
 from fedrecall.simulations.wiring import load_data
 
-__all__ = ["run_attacks"]
+__all__ = ["SHARES", "Step", "attack_steps", "in_time"]
 
-_SHARES = {"updates": 0.25, "attributes": 0.2, "models": 0.25, "training": 0.3}
-"""Of the time."""
+SHARES = {"updates": 0.25, "attributes": 0.15, "lists and times": 0.05, "models": 0.25, "training": 0.3}
+"""Of the time, by kind of attack; what one leaves over, or takes more, goes to the next."""
 
 _UPDATES = 200
 _MODELS = 32
 _DEVICES = 1000
+_TIMED = 120
+
+Left = Callable[[], float]
+"""Seconds that are left."""
+
+Step = Callable[[], list[Attempt]]
 
 
-def run_attacks(world: World, arrays: Arrays, seed: int, budget_s: float, progress: Progress) -> list[Attempt]:
-    """Attack a run as each adversary would, and as if each of its defences were missing.
+def attack_steps(world: World, arrays: Arrays, seed: int, budget_s: float, progress: Progress) -> dict[str, Step]:
+    """Return the attacks by kind, to be made in this order: as each adversary, and as if each defence were missing.
 
     What the run's own arrays give away is attacked first, then what they would if the item table were trained too.
     An attack for which the time is over is in the list as not tested.
@@ -41,30 +48,56 @@ def run_attacks(world: World, arrays: Arrays, seed: int, budget_s: float, progre
         budget_s: seconds; attacks that have begun are finished, so that it may take a little longer.
         progress: told of every step.
     """
-    began = time.perf_counter()
-    found: list[Attempt] = []
-    settings = settings_of(world)
-    ends = np.cumsum(list(_SHARES.values())) * budget_s
+    settings, worlds = settings_of(world), variants(world)
+    kinds: dict[str, Callable[[Left], Iterator[Attempt]]] = {
+        "updates": lambda left: _updates(settings, arrays, seed, left, progress),
+        "attributes": lambda left: _attributes(world, arrays, settings, seed, left, progress),
+        "lists and times": lambda left: _lists_and_times(world, arrays, seed, left, progress),
+        "models": lambda left: _models(worlds, seed, left, progress),
+        "training": lambda left: _training(worlds, seed, left, progress),
+    }
+    return in_time(kinds, budget_s)
 
-    def left(end: float) -> float:
-        return end - (time.perf_counter() - began)
 
+def in_time(kinds: Mapping[str, Callable[[Left], Iterator[Attempt]]], budget_s: float) -> dict[str, Step]:
+    """Return ``kinds`` as steps, each told how much is left of its share of ``budget_s`` and of what others left."""
+    spare = 0.0
+
+    def timed(kind: str) -> list[Attempt]:
+        nonlocal spare
+        ends = time.perf_counter() + SHARES[kind] * budget_s + spare
+        found = list(kinds[kind](lambda: ends - time.perf_counter()))
+        spare = ends - time.perf_counter()
+        return found
+
+    return {kind: partial(timed, kind) for kind in kinds}
+
+
+def _updates(
+    settings: Sequence[Setting], arrays: Arrays, seed: int, left: Left, progress: Progress
+) -> Iterator[Attempt]:
     for done, setting in enumerate(settings):
         progress("attacks on updates", done, len(settings))
-        if left(ends[0]) > 0:
-            found += attack_updates(setting, arrays, devices=_UPDATES, seed=seed)
+        if left() > 0:
+            yield from attack_updates(setting, arrays, devices=_UPDATES, seed=seed)
         else:
-            found += _skipped(setting, (MEMBERSHIP, RECONSTRUCTION))
+            yield from _skipped(setting, (MEMBERSHIP, RECONSTRUCTION))
     progress("attacks on updates", len(settings), len(settings))
-    found += _attributes(world, arrays, settings, seed, lambda: left(ends[1]), progress)
-    worlds = variants(world)
+
+
+def _models(worlds: Mapping[str, World], seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:
     for number, (prefix, own) in enumerate(worlds.items()):
-        seconds = left(ends[2]) / (len(worlds) - number)
-        found += attack_model(own, prefix, models=_MODELS, seconds=seconds, seed=seed, progress=progress)
+        seconds = left() / (len(worlds) - number)
+        if seconds > 0:
+            yield from attack_model(own, prefix, models=_MODELS, seconds=seconds, seed=seed, progress=progress)
+        else:
+            yield not_tested(f"{DEVICES}: {prefix}all", "released-model", "user", "the time given was over")
+
+
+def _training(worlds: Mapping[str, World], seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:
     for number, (prefix, own) in enumerate(worlds.items()):
-        seconds = left(ends[3]) / (len(worlds) - number)
-        found += attack_training(own, prefix, seconds=seconds, seed=seed, progress=progress)
-    return found
+        seconds = left() / (len(worlds) - number)
+        yield from attack_training(own, prefix, seconds=seconds, seed=seed, progress=progress)
 
 
 def _attributes(
@@ -72,7 +105,7 @@ def _attributes(
     arrays: Arrays,
     settings: Sequence[Setting],
     seed: int,
-    left: Callable[[], float],
+    left: Left,
     progress: Progress,
 ) -> Iterator[Attempt]:
     """Yield attribute inference from queries, and from every setting in which one device's update is seen."""
@@ -98,6 +131,19 @@ def _attributes(
             why = "only a noised sum over the cohort leaves: nothing in it belongs to one device"
             yield not_tested(f"{ATTRIBUTE}: {setting.name}", setting.adversary, setting.unit, why)
     progress("attribute inference", len(single), len(single))
+
+
+def _lists_and_times(world: World, arrays: Arrays, seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:
+    """Yield what no update holds: lists of recommendations, and times and sizes of answers."""
+    if left() <= 0:
+        for name, adversary in ((LISTS, "server"), (LENGTH, "network")):
+            yield not_tested(name, adversary, world.plan.unit, "the time given was over")
+        return
+    progress("lists and times", 0, 2)
+    yield from attack_lists(world, arrays, devices=_DEVICES, seed=seed)
+    progress("lists and times", 1, 2)
+    yield from attack_timing(world, arrays, devices=_TIMED, seed=seed)
+    progress("lists and times", 2, 2)
 
 
 def _skipped(setting: Setting, attacks: Sequence[str]) -> Iterator[Attempt]:

@@ -27,7 +27,7 @@ def item_scores(views: list[View], vectors: Float64[np.ndarray, "items dim"]) ->
         views: of one defence; they hold the same arrays.
         vectors: released item vectors.
     """
-    white = _whitened(vectors)
+    white = whitened(vectors)
     rows = [scores_of(view, white) for view in views]
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if len(views) > 1:
@@ -58,7 +58,7 @@ def scores_of(view: View, white: Float64[np.ndarray, "items rank"]) -> dict[str,
     return scores
 
 
-def _whitened(vectors: Float64[np.ndarray, "items dim"]) -> Float64[np.ndarray, "items dim"]:
+def whitened(vectors: Float64[np.ndarray, "items dim"]) -> Float64[np.ndarray, "items dim"]:
     """Return the vectors without their common part and with their covariance undone, a ridge of 1 % of it left in."""
     centred = vectors - vectors.mean(axis=0)
     covariance = centred.T @ centred / max(1, len(vectors))

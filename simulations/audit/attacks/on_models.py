@@ -5,13 +5,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedrecall.privacy.accounting import account_adversary
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.simulations.audit.attacks.device_membership import TARGETS, attack_devices, device_bound
 from fedrecall.simulations.audit.attacks.scores import CONFIDENCE, Claim, auc, auc_interval, held_against, power, tpr_at
+from fedrecall.simulations.audit.attacks.settings import claimed
 from fedrecall.simulations.audit.attacks.shadow_models import train_shadows
 from fedrecall.simulations.audit.attempt import Attempt, Verdict
 from fedrecall.simulations.training import Progress, World
+
+DEVICES = "device membership"
 
 _DEVICES = 2000
 
@@ -35,7 +37,7 @@ def attack_model(
     devices = np.sort(rng.permutation(usable)[:_DEVICES]).astype(np.int64)
     shadows = train_shadows(world, devices, models=models, seconds=seconds, rng=rng, progress=progress)
     plan = world.plan
-    epsilon = account_adversary(plan, "released-model").epsilon if plan.unit == "user" else None
+    epsilon = claimed(plan, "released-model") if plan.unit == "user" else None
     claim = Claim(epsilon=epsilon, delta=plan.delta, relation="add_remove")
     for name, guesses in attack_devices(shadows).items():
         bound = device_bound(guesses, claim)
@@ -45,7 +47,7 @@ def attack_model(
             verdict = "broken" if bound.epsilon > epsilon else "held"
         _, pairs = held_against(guesses, claim, rng)
         yield Attempt(
-            name=f"device membership: {prefix}{name}",
+            name=f"{DEVICES}: {prefix}{name}",
             adversary="released-model",
             unit="user",
             what=(

@@ -32,7 +32,7 @@ from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
 from fedrecall.simulations.training import World, noise_key, server_noise, start_arrays, trained_names
 
-Defence = Literal["none", "norm bound", "plan", "median", "trimmed mean"]
+Defence = Literal["none", "plan", "norm bound", "median", "trimmed mean"]
 DEFENCES: tuple[Defence, ...] = get_args(Defence)
 
 _ROBUST_COHORT = 256

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from jaxtyping import Int64
@@ -154,10 +155,16 @@ def claim_of(setting: Setting) -> Claim:
     theorem 2.2 and its remark). Without noise nothing is claimed.
     """
     plan = setting.world.plan
-    epsilon = account_adversary(plan, setting.adversary).epsilon if setting.noised else None
+    epsilon = claimed(plan, setting.adversary) if setting.noised else None
     if epsilon is None:
         return Claim(epsilon=None, delta=plan.delta, relation="add_remove")
     if plan.unit == "interaction":
         return Claim(epsilon=epsilon, delta=plan.delta, relation="add_remove")
     delta = min(0.5, plan.delta * (1 + math.exp(min(epsilon, 50.0))))
     return Claim(epsilon=2 * epsilon, delta=delta, relation="replace_one")
+
+
+@cache
+def claimed(plan: Plan, adversary: Adversary) -> float | None:
+    """Return the epsilon that ``plan`` claims against ``adversary``, worked out once: many attacks ask."""
+    return account_adversary(plan, adversary).epsilon

@@ -52,7 +52,9 @@ def train_shadows(
         spent = time.perf_counter() - began
         if model >= 4 and spent * (model + 1) / model > seconds:
             break
-        progress("shadow models", model, models)
+        # Told is how many the time allows at this speed, so that what is left is not of models that never come.
+        allowed = min(models, max(4, int(seconds * model / spent))) if model else models
+        progress("shadow models", model, allowed)
         kept = rng.random(world.store.n_users) < 0.5
         seed = derive_seed(world.config.seed, "shadow model", model) % 2**63
         config = world.config.model_copy(update={"seed": seed})
@@ -62,7 +64,7 @@ def train_shadows(
         found = signal(world, arrays, devices)
         signals.append(found - found.mean())
         included.append(kept[devices])
-    progress("shadow models", models, models)
+    progress("shadow models", len(signals), len(signals))
     return Shadows(signals=np.stack(signals), included=np.stack(included))
 
 

@@ -14,6 +14,7 @@ from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.audit.checks import attempt_check
 from fedrecall.simulations.audit.conformance import least_epsilon
 from fedrecall.simulations.audit.sensitivity_check import sensitivity as sensitivity_check
+from fedrecall.simulations.audit.start_sensitivity import start_sensitivity
 from fedrecall.simulations.audit.subjects import subject
 from fedrecall.simulations.audit.trial import Trial
 from fedrecall.simulations.config import load_config, preset_names
@@ -51,7 +52,9 @@ def test_the_reach_of_participations_is_that_of_the_matrix(bands: int, gap: int,
 
 def with_noise(trial_folder: Path, factor: float) -> Trial:
     """A trial whose plan states ``factor`` times the noise that its world was set up with."""
-    world = subject("sampled", 0)
+    world = subject("central", 0)
+    start = world.config.start.model_copy(update={"enabled": False})
+    world = replace(world, config=world.config.model_copy(update={"start": start}))
     rounds = replace(world.plan.mechanism("rounds"), noise_multiplier=0.5)
     told = replace(world.plan, mechanisms=(replace(rounds, noise_multiplier=0.5 * factor),))
     trial = Trial(replace(world, plan=replace(world.plan, mechanisms=(rounds,))), trial_folder, 0, 40)
@@ -75,6 +78,34 @@ def test_the_sensitivity_of_a_user_reaches_the_clip(tmp_path: Path) -> None:
     assert found.verdict == "held" and found.score == pytest.approx(1.0, abs=1e-4)
     (local,) = sensitivity_check(Trial(subject("local", 0), tmp_path / "local"))
     assert local.verdict == "held" and local.score is not None and 0.6 < local.score <= 1.0
+
+
+def test_the_sensitivity_of_the_start_reaches_its_bound(tmp_path: Path) -> None:
+    """Of a device for both statistics, and of an event for popularity, which alone is offered under its unit."""
+    found = start_sensitivity(Trial(subject("central", 0), tmp_path))
+    assert [a.name for a in found] == ["sensitivity: popularity", "sensitivity: second_moments"]
+    (local,) = start_sensitivity(Trial(subject("local", 0), tmp_path / "local"))
+    for attempt in (*found, local):
+        assert attempt.verdict == "held" and attempt.score == pytest.approx(1.0, abs=1e-9)
+    # Devices with one item, and all of one item, compare nothing; an event that is held twice is no loss.
+    assert min(found[1].detail["ratios"]) == min(local.detail["ratios"]) == 0.0
+
+
+def test_a_choice_that_is_not_the_one_released_is_seen(tmp_path: Path) -> None:
+    """Devices compare other items than the ones that the released popularity chose, or the choice was another one."""
+    trial = Trial(subject("central", 0), tmp_path)
+    (sound,) = conformance.start_from_releases(trial)
+    chosen = trial.watched.start["comparison"]
+    trial.watched.start["comparison"] = replace(chosen, top=chosen.top[::-1])
+    (other,) = conformance.start_from_releases(trial)
+    weighty = replace(chosen, weights=chosen.weights * 2)
+    trial.watched.start["comparison"] = weighty
+    trial.watched.start["choices"] = [
+        (rest, settings, weighty if choice is chosen else choice)
+        for rest, settings, choice in trial.watched.start["choices"]
+    ]
+    (weighed,) = conformance.start_from_releases(trial)
+    assert (sound.verdict, other.verdict, weighed.verdict) == ("held", "broken", "broken")
 
 
 def test_a_check_that_the_product_stops_is_reported_as_not_tested(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The seeded-bug suite, reduced: each bug once against the checks that must see it, and five clean audits.
+"""The seeded-bug suite, reduced: each bug once against the checks that must see it, and a clean audit of each kind.
 
 ``make audit`` runs it in full: every check on every bug, and 100 clean runs.
 """
@@ -19,6 +19,8 @@ MADE_BY = {
     "noise: rounds": "noise on zero signal",
     "noise: in the run": "noise in the run",
     "sensitivity": "sensitivity",
+    "sensitivity: popularity": "sensitivity of the start",
+    "sensitivity: second_moments": "sensitivity of the start",
     "stateless": "stateless",
     "sampler": "sampler",
     "wire: names": "wire: names",
@@ -57,9 +59,7 @@ def test_the_check_that_is_named_first_sees_the_bug(bug: SeededBug, tmp_path: Pa
     assert found[first].verdict == "broken"
 
 
-@pytest.mark.parametrize(
-    ("kind", "seed"), [("central", 0), ("central", 1), ("sampled", 2), ("limited", 3), ("local", 4)]
-)
+@pytest.mark.parametrize(("kind", "seed"), [("central", 0), ("sampled", 2), ("limited", 3), ("local", 4)])
 def test_clean_runs_raise_no_alarm(kind: str, seed: int, tmp_path: Path) -> None:
     found = check_world(Trial(subject(kind, seed), tmp_path, seed, CANARIES[kind]))
     assert [a.name for a in found if a.verdict not in ("held", "shows")] == []

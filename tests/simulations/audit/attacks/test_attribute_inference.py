@@ -23,36 +23,42 @@ def settings(world):
     return {setting.name: setting for setting in settings_of(world)}
 
 
-def test_a_trait_shows_in_a_raw_update_and_in_a_query(world, arrays, settings):
-    groups = {"trait": tastes(world)}
-    raw = next(attack_attributes(settings["item table trained, raw update"], arrays, groups, devices=250, seed=1))
-    query = next(attack_queries(world, arrays, groups, devices=250, seed=1))
+@pytest.fixture(scope="module")
+def from_raw_updates(world, arrays, settings):
+    """A trait that shows in the history, and a coin that does not, from the same updates."""
+    coin = np.random.default_rng(0).choice(["a", "b"], world.store.n_users).tolist()
+    raw = settings["item table trained, raw update"]
+    return list(attack_attributes(raw, arrays, {"trait": tastes(world), "coin": coin}, devices=250, seed=1))
+
+
+def test_a_trait_shows_in_a_raw_update_and_in_a_query(world, arrays, from_raw_updates):
+    raw = from_raw_updates[0]
+    query = next(attack_queries(world, arrays, {"trait": tastes(world)}, devices=250, seed=1))
     assert raw.low > 0.65
     assert query.low > 0.6
     assert raw.detail["accuracy"] > raw.detail["largest_label"] + 0.1
     assert (raw.verdict, raw.trials, raw.detail["devices"]) == ("shows", 250, 125)
 
 
-def test_noise_on_the_device_hides_it_and_a_coin_never_shows(world, arrays, settings, rng):
+def test_noise_on_the_device_hides_it_and_a_coin_never_shows(world, arrays, settings, from_raw_updates):
     noised = settings["item table trained, noise on each device"]
     hidden = next(attack_attributes(noised, arrays, {"trait": tastes(world)}, devices=60, seed=1))
     assert hidden.low < 0.55
-    coins = {"coin": rng.choice(["a", "b"], world.store.n_users).tolist()}
-    null = next(attack_attributes(settings["item table trained, raw update"], arrays, coins, devices=250, seed=1))
+    null = from_raw_updates[1]
     assert null.low < 0.5 < null.high
 
 
 def test_chance_is_where_the_interval_says(rng):
-    """30 null games of 150 judged devices: the mean AUC is 0.5 (sd 0.009), and about 5 % of intervals miss it."""
+    """20 null games of 150 judged devices: the mean AUC is 0.5 (sd 0.011), and about 5 % of intervals miss it."""
     features = rng.standard_normal((300, 12)) @ rng.standard_normal((12, 60))
     found, missed = [], 0
-    for _ in range(30):
+    for _ in range(20):
         guesses, _ = infer_attribute([features], rng.choice(["a", "b", "c"], 300).tolist(), rng)
         low, high = auc_interval(guesses, rng)
         found.append(auc(guesses))
         missed += not low <= 0.5 <= high
-    assert np.mean(found) == pytest.approx(0.5, abs=0.03)
-    assert missed <= 6
+    assert np.mean(found) == pytest.approx(0.5, abs=0.035)
+    assert missed <= 5
 
 
 def test_rare_labels_are_left_out(rng):

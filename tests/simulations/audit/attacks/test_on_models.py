@@ -99,10 +99,12 @@ def test_models_that_memorise_give_devices_away_and_private_ones_do_not(world_of
         assert private.detail["models"] == 8
 
 
-def test_shadow_models_are_of_fair_halves_and_stop_in_time(world, rng):
-    devices = np.arange(world.store.n_users)
+def test_shadow_models_are_of_fair_halves_and_stop_in_time(world_of, rng):
+    world = world_of(devices=200)
+    devices = np.arange(200)
     shadows = train_shadows(world, devices, models=30, seconds=0.0, rng=rng, progress=lambda *_: None)
-    assert shadows.signals.shape == (4, 600)
+    assert shadows.signals.shape == (4, 200)
     np.testing.assert_allclose(shadows.signals.mean(axis=1), 0.0, atol=1e-9)
-    assert np.all(np.abs(shadows.included.mean(axis=1) - 0.5) < 0.1)
+    # 800 coins: a deviation of 0.018.
+    assert shadows.included.mean() == pytest.approx(0.5, abs=0.07)
     assert isinstance(attack_devices(shadows)["LiRA"], Guesses)
