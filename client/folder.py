@@ -6,8 +6,6 @@ that counts too much, never too little, and an ask that is repeated gets the ide
 """
 
 import hashlib
-import json
-import stat
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +15,26 @@ import numpy as np
 import torch
 
 from fedrecall.client.config import LocalConfig
+from fedrecall.client.enrolment import ENROLMENT, EVENTS, LEDGER, SENT, STATE, check_private, enrolled
+from fedrecall.client.event_database import EventDatabase
 from fedrecall.client.store import EventStore
 from fedrecall.client.trainer import Device, Trainer
 from fedrecall.models.recall import initial_arrays
 from fedrecall.models.shape import ModelShape
+from fedrecall.privacy.chain import head_path
 from fedrecall.privacy.device_ledger import Budget, DeviceLedger
 from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.allow_list import shared_names
-from fedrecall.protocol.errors import CorruptArtefact, DataError, PlanError
+from fedrecall.protocol.errors import CorruptArtefact, PlanError, UsageError
 from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
+from fedrecall.protocol.invitation import Invitation
 from fedrecall.protocol.records import Arrays
 from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import pack, unpack
 
-_ENROLMENT, _EVENTS, _STATE, _LEDGER = "enrolment.json", "events.safetensors", "state.safetensors", "ledger.jsonl"
 _MAX_BYTES = 1 << 30
 _SLACK = 1 << 16
 """Bytes of a message besides its numbers."""
-_SENT = "sent"
 _ASKED = {"round", "mechanism", "clip_norm", "task"}
 
 
@@ -46,44 +46,62 @@ class DeviceFolder:
 
         Raises:
             DataError: others may read the folder.
-            CorruptArtefact: no device is enrolled in it, or a file was altered.
+            UsageError: no device is enrolled in it.
+            PlanError: the enrolment is for work that this version does not know.
+            CorruptArtefact: a file was altered.
         """
-        _check_private(folder)
-        self._folder = folder
-        try:
-            found = json.loads(read_bounded(folder / _ENROLMENT, max_bytes=_MAX_BYTES))
-            self.number, self.task = int(found["number"]), Task.from_dict(found["task"])
-            self._shape, self._local = ModelShape(**self.task.shape), LocalConfig(**self.task.local)
-        except (ValueError, TypeError, KeyError, PlanError) as error:
-            raise CorruptArtefact(f"{folder / _ENROLMENT} is no enrolment ({error}): enrol again") from error
+        self.invitation, self.path = enrolled(folder), Path(folder).absolute()
+        self.number, self.task = self.invitation.number, self.invitation.task
+        self.shape, self._local = _work(self.task)
 
     @classmethod
     def enrol(
-        cls, folder: Path, *, number: int, task: Task, store: EventStore, budget: Budget, features: np.ndarray | None
+        cls, folder: Path, invitation: Invitation, budget: Budget | None = None, *, replace: bool = False
     ) -> "DeviceFolder":
-        """Put a device into ``folder``, which must exist and be its user's alone; repeating it changes no charge.
+        """Put a device into ``folder``, which must exist and be its user's alone; repeating it changes nothing.
+
+        The server's address and authorities, and where releases are, may change at any time. Another number, task or
+        catalogue is another agreement, and takes ``replace``: the tower is then forgotten, the ledger never.
 
         Args:
             folder: of the device.
-            number: of the device, from 0, which its public draws depend on.
-            task: what the device agrees to; it will answer asks for nothing else.
-            store: its events.
-            budget: what its user allows it to spend.
-            features: public item features [items, n_features], where the task's model has them.
+            invitation: what the device agrees to; it will answer asks for nothing else.
+            budget: what its user allows it to spend; ``None`` keeps that of the ledger. Another one than the ledger's
+                is recorded there, and holds from then on.
+            replace: whether to agree to something else than before.
 
         Raises:
-            DataError: others may read the folder, or ``store`` holds more than one device.
+            DataError: others may read the folder.
+            UsageError: another agreement without ``replace``, or no budget for a first one.
+            PlanError: the budget's unit is not that of ledger and plan, or the task asks for work that is not known.
+            CorruptArtefact: there was a device and its ledger is gone, or a file was altered.
         """
-        _check_private(folder)
-        if store.n_users != 1:
-            raise DataError(f"the store holds {store.n_users} devices: enrol each in a folder of its own")
-        columns = {"items": store.items, "types": store.types, "weights": store.weights}
-        columns |= {"times": store.times} if store.times is not None else {}
-        columns |= {"features": features} if features is not None else {}
-        header = {"n_items": store.n_items, "type_names": list(store.type_names)}
-        write_atomic(folder / _EVENTS, pack(columns, header))
-        DeviceLedger.resume(folder / _LEDGER, budget, simulated=task.plan.simulated)
-        write_json_atomic(folder / _ENROLMENT, {"number": number, "task": task.to_dict()})
+        check_private(folder)
+        _work(invitation.task)
+        again = (folder / ENROLMENT).exists()
+        changed = again and not _same(enrolled(folder), invitation)
+        if changed and not replace:
+            raise UsageError(
+                f"{folder} agreed to another number, task or catalogue: keep to it, or say that it is to be replaced"
+            )
+        if again or head_path(folder / LEDGER).exists():
+            # Of a ledger that was begun, a missing file is missed.
+            ledger = DeviceLedger.open(folder / LEDGER)
+            if budget is not None and budget != ledger.budget:
+                ledger.change_budget(budget)
+            if ledger.budget.unit != invitation.task.plan.unit and ledger.budget.epsilon is not None:
+                raise PlanError(
+                    f"the ledger's budget is for unit {ledger.budget.unit!r}, and nothing bounds a plan for unit "
+                    f"{invitation.task.plan.unit!r} in it: every round would be refused; decline the invitation"
+                )
+        elif budget is None:
+            raise UsageError("no budget: say which epsilon and delta this device may spend")
+        else:
+            DeviceLedger.resume(folder / LEDGER, budget, simulated=invitation.task.plan.simulated)
+        if changed:
+            (folder / STATE).unlink(missing_ok=True)
+        EventDatabase.create(folder / EVENTS).close()
+        write_json_atomic(folder / ENROLMENT, invitation.to_dict(), mode=0o600)
         return cls(folder)
 
     def answer(self, data: bytes) -> bytes:
@@ -99,12 +117,11 @@ class DeviceFolder:
         if sent is not None and answered == asked:
             return sent
         arrays, round, clip_norm = self._ask(data)
-        store, features = self._events()
-        ledger = DeviceLedger.open(self._folder / _LEDGER)
+        store, ledger = self.history(), DeviceLedger.open(self.path / LEDGER)
         device = Device(store=store, key=self.number, tower=tower, ledger=ledger)
         trainer = Trainer(
-            shape=self._shape,
-            features=features,
+            shape=self.shape,
+            features=self.invitation.features,
             local=self._local,
             plan=self.task.plan,
             trained=self.task.trained,
@@ -113,13 +130,22 @@ class DeviceFolder:
         update = trainer.update(round, arrays, device, self._noise(round), clip_norm=clip_norm)
         out = pack(update.arrays, {"round": update.round, "nonce": update.nonce})
         kept = {name: weight.numpy() for name, weight in tower.items()}
-        kept[_SENT] = np.frombuffer(out, dtype=np.uint8)
-        write_atomic(self._folder / _STATE, pack(kept, {"asked": asked}))
+        kept[SENT] = np.frombuffer(out, dtype=np.uint8)
+        write_atomic(self.path / STATE, pack(kept, {"asked": asked}), mode=0o600)
         return out
+
+    def history(self) -> EventStore:
+        """Return the device's events as they are now; raises as ``EventDatabase`` does."""
+        with EventDatabase(self.path / EVENTS) as database:
+            return database.store(self.invitation.items, self.invitation.event_weights)
+
+    def tower(self) -> dict[str, torch.Tensor]:
+        """Return the private user tower as it is now: that of the rounds where they train it, else a fresh one."""
+        return self._state()[0] or self._fresh_tower()
 
     def _ask(self, data: bytes) -> tuple[Arrays, int, float | None]:
         """Decode an ask; refuse every one that is not exactly what this device agreed to."""
-        bound = sum(4 * array.size for array in self._expected.values()) + _SLACK
+        bound = sum(4 * array.size for array in self.expected.values()) + _SLACK
         if len(data) > bound:
             raise PlanError(f"the ask has {len(data)} bytes, a model of this task at most {bound}: refused")
         arrays, header = unpack(data, what="the ask")
@@ -128,7 +154,7 @@ class DeviceFolder:
         if header["mechanism"] != "rounds":
             raise PlanError(f"the ask is for {header['mechanism']!r}: this device answers 'rounds'")
         form = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        if form != {name: (array.shape, array.dtype) for name, array in self._expected.items()}:
+        if form != {name: (array.shape, array.dtype) for name, array in self.expected.items()}:
             raise PlanError("the ask's arrays are not those of the task's model: refused")
         round, clip_norm = header["round"], header["clip_norm"]
         if type(round) is not int or round < 0 or not (clip_norm is None or type(clip_norm) is float):
@@ -137,38 +163,28 @@ class DeviceFolder:
 
     @cached_property
     def _initial(self) -> dict[str, torch.Tensor]:
-        return initial_arrays(self._shape, self.task.seed)
+        return initial_arrays(self.shape, self.task.seed)
 
     @cached_property
-    def _expected(self) -> dict[str, np.ndarray]:
+    def expected(self) -> dict[str, np.ndarray]:
+        """Arrays of the names and shapes that the task's model shares; their values mean nothing."""
         return {name: self._initial[name].numpy() for name in shared_names(self._initial)}
+
+    def _fresh_tower(self) -> dict[str, torch.Tensor]:
+        return {name: weight for name, weight in self._initial.items() if name.startswith("user.")}
 
     def _state(self) -> tuple[dict[str, torch.Tensor], bytes | None, str]:
         """Return the tower (empty where rounds do not train it), the bytes last sent, and the ask that they answer."""
-        fresh = {name: weight for name, weight in self._initial.items() if name.startswith("user.")}
-        trains = self._local.tower_learning_rate > 0
-        if not (self._folder / _STATE).exists():
-            return (fresh if trains else {}), None, ""
-        arrays, header = self._read(_STATE)
-        sent = arrays.pop(_SENT).tobytes()
-        return {name: torch.as_tensor(arrays[name]) for name in (fresh if trains else {})}, sent, str(header["asked"])
-
-    def _events(self) -> tuple[EventStore, np.ndarray | None]:
-        columns, header = self._read(_EVENTS)
-        store = EventStore(
-            offsets=np.array([0, len(columns["items"])], dtype=np.int64),
-            items=columns["items"],
-            times=columns.get("times"),
-            types=columns["types"],
-            weights=columns["weights"],
-            n_items=int(header["n_items"]),
-            type_names=tuple(header["type_names"]),
-        )
-        return store, columns.get("features")
-
-    def _read(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        path = self._folder / name
-        return unpack(read_bounded(path, max_bytes=_MAX_BYTES), what=str(path))
+        trained = self._fresh_tower() if self._local.tower_learning_rate > 0 else {}
+        path = self.path / STATE
+        if not path.exists():
+            return trained, None, ""
+        arrays, header = unpack(read_bounded(path, max_bytes=_MAX_BYTES), what=str(path))
+        try:
+            sent = arrays.pop(SENT).tobytes()
+            return {name: torch.as_tensor(arrays[name]) for name in trained}, sent, str(header["asked"])
+        except KeyError as error:
+            raise CorruptArtefact(f"{path} lacks {error}: restore it, or forget this device") from error
 
     def _noise(self, round: int) -> NoiseSource:
         plan = self.task.plan
@@ -182,10 +198,16 @@ def task_of(plan: Any, shape: ModelShape, local: LocalConfig, trained: tuple[str
     return Task(plan=plan, shape=asdict(shape), local=local.model_dump(), trained=trained, seed=seed)
 
 
-def _check_private(folder: Path) -> None:
+def _work(task: Task) -> tuple[ModelShape, LocalConfig]:
+    """Return a task's model and local work; raises PlanError for a task that this version does not know."""
     try:
-        mode = Path(folder).stat().st_mode
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}): make it, for its user alone") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise DataError(f"{folder} is open to others (mode {stat.S_IMODE(mode):o}): chmod 700 it, it holds events")
+        return ModelShape(**task.shape), LocalConfig(**task.local)
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"the task asks for work that this fedrecall does not know ({error}): update it") from error
+
+
+def _same(agreed: Invitation, invitation: Invitation) -> bool:
+    """Whether two invitations agree in all that rounds depend on, the order of items and event types included."""
+    one, other = agreed.to_dict(), invitation.to_dict()
+    kept = all(one[key] == other[key] for key in ("number", "task", "items", "event_weights", "features"))
+    return kept and list(one["event_weights"]) == list(other["event_weights"])

@@ -76,7 +76,7 @@ class Chain:
             if torn:
                 os.ftruncate(descriptor, sum(map(len, lines)))
                 os.fsync(descriptor)
-            write_atomic(head_path(path), _head_bytes(Head(lines=len(lines), sha256=sha256_of(lines[-1]))))
+            write_atomic(head_path(path), _head_bytes(Head(lines=len(lines), sha256=sha256_of(lines[-1]))), mode=0o600)
             remove_leftovers(path.parent, head_path(path).name)
         return cls(path, lines)
 
@@ -217,7 +217,7 @@ def _write(path: Path, descriptor: int, line: bytes, *, lines: int) -> None:
         raise OSError("it took a part of the line only")
     os.fsync(descriptor)
     sync_folder(path.parent)
-    write_atomic(head_path(path), _head_bytes(Head(lines=lines, sha256=sha256_of(line))))
+    write_atomic(head_path(path), _head_bytes(Head(lines=lines, sha256=sha256_of(line))), mode=0o600)
 
 
 def _refuse_unless(unchanged: bool, path: Path) -> None:

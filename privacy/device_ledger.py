@@ -29,7 +29,7 @@ from fedrecall.privacy.windows import next_window, utc_day, window_start
 from fedrecall.protocol.errors import BudgetExhausted, CorruptArtefact, PlanError
 from fedrecall.protocol.plan import Mechanism, Plan, Renewal, Unit
 
-__all__ = ["Budget", "DeviceLedger", "Spent", "after_windows"]
+__all__ = ["Budget", "Charge", "DeviceLedger", "Spent", "after_windows"]
 
 _ROUNDING = 1e-9
 """How far, relatively, the sum of mu^2 may exceed the limit: a plan calibrated to the budget must fit into it."""
@@ -44,18 +44,21 @@ class Spent:
     Attributes:
         in_window: epsilon of the window's charges.
         ever: epsilon of all charges.
+        left: epsilon of the most that the budget still allows in the window, looked at alone (epsilons do not
+            subtract); ``None`` for a budget without a limit.
         since: first day of the window (UTC), ``None`` for a budget that never renews.
         renews_on: first day of the next window, ``None`` for a budget that never renews.
     """
 
     in_window: float | None
     ever: float | None
+    left: float | None
     since: date | None
     renews_on: date | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Charge:
+class Charge:
     """One participation. ``mu_squared`` is ``None`` without a bound; ``day`` tells the window of any renewal."""
 
     plan: str
@@ -76,7 +79,7 @@ class DeviceLedger:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
-        self._charges: list[_Charge] = []
+        self._charges: list[Charge] = []
         first, *entries = chain.entries
         try:
             self._simulated = bool(first["simulated"])
@@ -85,7 +88,7 @@ class DeviceLedger:
                 if "budget" in entry:
                     self._budget = Budget(**entry["budget"])
                 else:
-                    self._charges.append(_Charge(**entry))
+                    self._charges.append(Charge(**entry))
         except (KeyError, TypeError, ValueError, PlanError) as error:
             raise CorruptArtefact(f"{chain.path} is no ledger of a device ({error}): restore it") from error
 
@@ -109,6 +112,11 @@ class DeviceLedger:
         return cls(Chain.open(path, at_least=at_least))
 
     @classmethod
+    def read(cls, path: str | Path) -> "DeviceLedger":
+        """Replay the ledger at ``path`` and write nothing, for whoever looks on; raises as ``open`` does."""
+        return cls(Chain.read(path))
+
+    @classmethod
     def resume(cls, path: str | Path, budget: Budget, *, simulated: bool = False) -> "DeviceLedger":
         """Open the ledger at ``path``, or start one as ``create`` does where none has begun.
 
@@ -116,6 +124,11 @@ class DeviceLedger:
         new ledger only; ``change_budget`` changes that of an old one. Raises as ``open`` does.
         """
         return cls(Chain.resume(path, _first(budget, simulated)))
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """Every participation so far, in order."""
+        return tuple(self._charges)
 
     @property
     def budget(self) -> Budget:
@@ -180,9 +193,7 @@ class DeviceLedger:
             asked_for = f"round {round} of {mechanism!r} of plan {digest[:8]} asks for {price}"
             raise BudgetExhausted(f"{asked_for} and is refused, because {why}; {self._standing(now)}")
         bounded = cost if cost < math.inf else None
-        charge = _Charge(
-            plan=digest, mechanism=mechanism, round=round, key=key, mu_squared=bounded, day=day.isoformat()
-        )
+        charge = Charge(plan=digest, mechanism=mechanism, round=round, key=key, mu_squared=bounded, day=day.isoformat())
         self._chain.append(asdict(charge))
         self._charges.append(charge)
         return True
@@ -191,9 +202,11 @@ class DeviceLedger:
         """Return what is spent in the window of ``now`` (or the latest one seen, if that is later) and ever."""
         day, budget = self._day(now), self._budget
         following = next_window(day, budget.renews)
+        left = math.inf if budget.epsilon is None else max(0.0, budget.mu_squared - self._in_window(day))
         return Spent(
             in_window=epsilon_of(self._in_window(day), budget.delta),
             ever=epsilon_of(_sum(self._charges), budget.delta),
+            left=epsilon_of(left, budget.delta),
             since=window_start(day, budget.renews) if following else None,
             renews_on=following,
         )
@@ -232,7 +245,7 @@ def _cost(plan: Plan, mechanism: Mechanism, unit: Unit) -> float:
     return mu * mu if mu < _MEANINGLESS_MU else math.inf
 
 
-def _over_plan(plan: Plan, mechanism: Mechanism, round: int, past: list[_Charge], day: date) -> str:
+def _over_plan(plan: Plan, mechanism: Mechanism, round: int, past: list[Charge], day: date) -> str:
     """Say why the plan allows this device no such round, or nothing (rule 14: whoever asks, however often)."""
     most = mechanism.steps
     if mechanism.sampling == "limited":
@@ -253,12 +266,12 @@ def _no_bound(plan: Plan, budget: Budget) -> str:
     return "without noise nothing bounds it"
 
 
-def _same_window(charges: list[_Charge], day: date, renews: Renewal) -> list[_Charge]:
+def _same_window(charges: list[Charge], day: date, renews: Renewal) -> list[Charge]:
     start = window_start(day, renews).isoformat()
     return [c for c in charges if c.day >= start]
 
 
-def _sum(charges: list[_Charge]) -> float:
+def _sum(charges: list[Charge]) -> float:
     return math.fsum(math.inf if c.mu_squared is None else c.mu_squared for c in charges)
 
 

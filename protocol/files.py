@@ -13,8 +13,8 @@ from fedrecall.protocol.jsontext import dumps
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file that holds ``data``; missing parent folders are made.
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by a file of ``mode`` that holds ``data``; missing parent folders are made.
 
     When this returns, the bytes and the name are on disk. Whenever it does not (an error, a kill, a power
     cut), ``path`` still is what it was before: the old file, or none. A killed process may leave a hidden
@@ -29,7 +29,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -43,13 +43,13 @@ def write_atomic(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented strict JSON with a final newline.
+def write_json_atomic(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by a file of ``mode`` that holds ``value`` as indented strict JSON with a final newline.
 
     Raises:
         FedrecallError: the value is not strict JSON, or ``write_atomic`` fails.
     """
-    write_atomic(path, dumps(value, indent=2).encode() + b"\n")
+    write_atomic(path, dumps(value, indent=2).encode() + b"\n", mode=mode)
 
 
 def remove_leftovers(folder: Path, name: str) -> None:

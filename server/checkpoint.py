@@ -105,6 +105,11 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return state
 
 
+def rounds_done(folder: Path) -> int:
+    """Return the round of the newest checkpoint of ``folder``, by its name; 0 where there is none."""
+    return max(_existing(folder), default=0)
+
+
 def _decode(data: bytes, path: Path) -> Checkpoint:
     arrays, header = unpack(data, what=str(path))
     stated = header.pop("sha256", None)

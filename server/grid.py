@@ -105,19 +105,29 @@ def packed_bytes(reply: Message, name: str, *, max_bytes: int) -> bytes:
 class Roll:
     """Which connected node is which enrolled device.
 
-    A node says so itself; one whose word contradicts another's, or who serves another task, is not asked. Enrolled
-    keys (SuperNode authentication) keep strangers out; without them any node may claim any number.
+    With ``enrolled`` a device is its key (SuperNode authentication): the node that the roster names is the device, and
+    nobody is asked. Without it, which is for trying on one machine, a node says so itself; one whose word contradicts
+    another's, or who serves another task, is left out.
+
+    Attributes:
+        grid: of the run.
+        task: digest of what devices agreed to.
+        devices: of the plan.
+        enrolled: returns the node of each enrolled device by its number, at this moment.
     """
 
     grid: Post
     task: str
     devices: int
+    enrolled: Callable[[], Mapping[int, int]] | None = None
     _number: dict[int, int | None] = field(default_factory=dict)
     _open: dict[str, int] = field(default_factory=dict)
 
     def nodes(self) -> dict[int, int]:
         """Return the node of each device that is connected and has said so; ask those that are new."""
         connected = set(self.grid.get_node_ids())
+        if self.enrolled is not None:
+            return {number: node for number, node in self.enrolled().items() if node in connected}
         for node in set(self._number) - connected:
             del self._number[node]
         for node in sorted(connected - set(self._number) - set(self._open.values())):

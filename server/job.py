@@ -21,6 +21,7 @@ from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.errors import CorruptArtefact, PlanError
 from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
+from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.task import Task
@@ -30,11 +31,15 @@ from fedrecall.server.config import ServerConfig
 from fedrecall.server.rounds import ROUNDS, Environment, ServerState, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
 
-_JOB, _START, _LEDGER, _CHECKPOINTS = "job.json", "start.safetensors", "ledger.jsonl", "checkpoints"
+CHECKPOINTS, LEDGER = "checkpoints", "ledger.jsonl"
+"""Names in the job's folder."""
+_JOB, _START = "job.json", "start.safetensors"
+_PACES = ("deadline_s", "wait_s", "every_s")
 _MAX_BYTES = 64 << 30
 _LOG = logging.getLogger(__name__)
 
 Collect = Callable[[int, Arrays, np.ndarray, float | None], Iterable[Update]]
+Publish = Callable[[ServerState, str], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +52,8 @@ class Job:
         config: of the global optimiser.
         deadline_s: seconds after which a round ends with what came.
         wait_s: seconds to wait at the start for the enrolled devices to connect.
+        every_s: seconds from the start of one round to that of the next, at least.
+        quorum: connected devices without which no round starts: a round with nobody in it costs as much as any.
     """
 
     folder: Path
@@ -54,13 +61,16 @@ class Job:
     config: ServerConfig
     deadline_s: float
     wait_s: float
+    every_s: float = 0.0
+    quorum: int = 0
 
     def save(self, arrays: Arrays) -> None:
         """Write the job and the model that it starts from; refuses a plan that this server cannot carry out."""
-        self._check()
+        self.check()
         write_atomic(self.folder / _START, pack(arrays, {}))
         settings = {"task": self.task.to_dict(), "config": self.config.model_dump(mode="json")}
-        write_json_atomic(self.folder / _JOB, settings | {"deadline_s": self.deadline_s, "wait_s": self.wait_s})
+        paces = {name: getattr(self, name) for name in _PACES}
+        write_json_atomic(self.folder / _JOB, settings | paces | {"quorum": self.quorum})
 
     @classmethod
     def load(cls, folder: Path) -> "Job":
@@ -72,32 +82,37 @@ class Job:
                 folder=folder,
                 task=task,
                 config=config,
-                deadline_s=float(found["deadline_s"]),
-                wait_s=float(found["wait_s"]),
+                quorum=int(found["quorum"]),
+                **{name: float(found[name]) for name in _PACES},
             )
         except (ValueError, TypeError, KeyError, PlanError) as error:
             raise CorruptArtefact(f"{folder / _JOB} is no job ({error}): write it again") from error
-        job._check()
+        job.check()
         return job
 
-    def run(self, collect: Collect, refusals: Counter[str]) -> ServerState:
+    def start(self) -> dict[str, np.ndarray]:
+        """Return the model that the job starts from; raises CorruptArtefact."""
+        return unpack(read_bounded(self.folder / _START, max_bytes=_MAX_BYTES), what=_START)[0]
+
+    def run(self, collect: Collect, refusals: Counter[str], publish: Publish | None = None) -> ServerState:
         """Train to the plan's horizon, from the last checkpoint where there is one; returns the last state.
 
         Args:
             collect: asks a cohort for updates; a sum over devices cannot be told apart from a lie, and is none.
             refusals: counts what counts as nothing, by its reason; refused updates are added.
+            publish: gets every new state, and the one that a killed job goes on from, with the ledger's head: what it
+                gets was charged and checkpointed.
 
         Raises:
             as ``run_rounds``.
         """
         plan, settings = self.task.plan, self.config.model_dump(mode="json")
         digest = hashlib.sha256(dumps(settings | {"task": self.task.digest()}).encode()).hexdigest()
-        saved = load_latest(self.folder / _CHECKPOINTS)
-        path = self.folder / _LEDGER
+        saved = load_latest(self.folder / CHECKPOINTS)
+        path = self.folder / LEDGER
         if saved is None:
             ledger = Ledger.resume(path, plan)
-            arrays, _ = unpack(read_bounded(self.folder / _START, max_bytes=_MAX_BYTES), what=_START)
-            state = start_state(self.config, arrays, self.task.trained, plan.mechanism(ROUNDS).clip_norm)
+            state = start_state(self.config, self.start(), self.task.trained, plan.mechanism(ROUNDS).clip_norm)
         else:
             if saved.config_digest != digest:
                 raise CorruptArtefact(f"{self.folder} was started as another job: give this one its own folder")
@@ -111,6 +126,8 @@ class Job:
                 optimiser=saved.optimiser,
                 average=saved.average,
             )
+            if publish is not None and state.round:
+                publish(state, sha256)
 
         def on_round(state: ServerState) -> None:
             head = ledger.head()
@@ -124,9 +141,11 @@ class Job:
                 plan_digest=plan.digest(),
                 extra={"clip_norm": state.clip_norm},
             )
-            save_checkpoint(self.folder / _CHECKPOINTS, checkpoint, keep=self.config.keep_checkpoints)
+            save_checkpoint(self.folder / CHECKPOINTS, checkpoint, keep=self.config.keep_checkpoints)
+            if publish is not None:
+                publish(state, head.sha256)
             _LOG.info("round %d of %d is released", state.round, plan.mechanism(ROUNDS).steps)
-            if plan.mechanism(ROUNDS).sampling in ("everyone", "limited"):
+            if not secret_cohorts(plan):
                 # Rule 7: where sampling amplifies, how many took part stays secret, also in logs.
                 _LOG.info("updates that count as nothing, so far: %s", dict(refusals))
 
@@ -158,12 +177,20 @@ class Job:
             on_refused=lambda _, error: refusals.update([error.reason or "refused"]),
         )
 
-    def _check(self) -> None:
-        """Refuse what this server cannot do as it was accounted."""
+    def check(self) -> None:
+        """Raise PlanError for what this server cannot do as it was accounted."""
         if self.task.plan.mechanism(ROUNDS).bands > 1:
             raise PlanError("rounds.bands is above 1: correlated noise runs in simulations alone; make it 1")
-        if not (self.deadline_s > 0 and self.wait_s >= 0):
-            raise PlanError(f"deadline_s is {self.deadline_s} and wait_s {self.wait_s}: choose them above 0")
+        if not (self.deadline_s > 0 and self.wait_s >= 0 and self.every_s >= 0):
+            paces = {name: getattr(self, name) for name in _PACES}
+            raise PlanError(f"{paces}: choose the deadline above 0, and the others from 0")
+        if not 0 <= self.quorum <= self.task.plan.devices:
+            raise PlanError(f"quorum is {self.quorum}: choose it from 0 to the {self.task.plan.devices} devices")
+
+
+def secret_cohorts(plan: Plan) -> bool:
+    """Whether the plan claims amplification by sampling: then nothing may tell who or how many took part (rule 7)."""
+    return plan.mechanism(ROUNDS).sampling in ("poisson", "fixed_size")
 
 
 class SecretCoins(np.random.Generator):

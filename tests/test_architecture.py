@@ -135,7 +135,8 @@ def test_faiss_is_imported_in_one_file_of_the_server() -> None:
 
 
 def test_flower_is_imported_in_the_app_files_the_collector_and_the_simulation_engine() -> None:
-    assert importers("flwr") == {"client/app.py", "server/app.py", "server/grid.py", "simulations/flower.py"}
+    device = {"client/app.py", "client/own_app.py"}
+    assert importers("flwr") == device | {"server/app.py", "server/grid.py", "simulations/flower.py"}
     assert not importers("ray")
 
 

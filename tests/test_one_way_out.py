@@ -72,7 +72,29 @@ MAY_ALONE = {
         *("flwr.app.RecordDict", "flwr.clientapp.ClientApp"),
     },
     # Reads its own files back, and refuses a folder that others may read.
-    "client/folder.py": {"hashlib.sha256", "stat.S_IMODE"},
+    "client/folder.py": {"hashlib.sha256"},
+    "client/enrolment.py": {"stat.S_IMODE"},
+    # Runs this app in the place of whatever app the server names.
+    "client/own_app.py": {
+        *("flwr.clientapp.ClientApp", "flwr.supernode.cli.flwr_clientapp", "flwr.supernode.runtime.run_clientapp"),
+    },
+    # The device's own disk.
+    "client/event_database.py": {
+        *("collections.Counter", "contextlib.contextmanager", "math", "os.O_CREAT", "os.O_RDWR", "os.close"),
+        *("os.open", "sqlite3", "types.TracebackType"),
+    },
+    "client/lock.py": {
+        *("contextlib.contextmanager", "fcntl", "os.O_CREAT", "os.O_RDWR", "os.close", "os.open"),
+    },
+    "client/spool.py": {"contextlib.contextmanager", "fcntl", "os.close", "os.write", "tempfile.mkstemp"},
+    "client/my_data.py": {"io.BytesIO", "os.walk", "zipfile"},
+    "client/node_key.py": {"cryptography"},
+    "client/join.py": {"shlex.quote"},
+    # Starts the SuperNode, which talks to the server. What it may say comes from client/app.py alone.
+    "client/supervise.py": {
+        *("contextlib.contextmanager", "contextlib.suppress", "os.killpg", "signal", "subprocess", "threading.Event"),
+        *("threading.Timer", "time.monotonic", "types.FrameType"),
+    },
 }
 """What one file of device code may name besides."""
 
@@ -101,8 +123,11 @@ WRITING = {
     *("write", "writelines", "write_text", "write_bytes", "tofile", "dump", "touch", "mkdir", "rename", "symlink_to"),
     *("hardlink_to", "savez", "save", "write_table", "write_csv", "to_parquet", "to_csv", "send", "sendall", "connect"),
 }
-WRITERS = {"protocol/files.py", "privacy/chain.py"}
-"""Files that write to the device's own disk: ledgers, and the one atomic write of all artefacts."""
+WRITERS = {
+    *("protocol/files.py", "privacy/chain.py"),
+    *("client/event_database.py", "client/lock.py", "client/spool.py"),
+}
+"""Files that write to the device's own disk: the one atomic write of all artefacts, ledgers, events, locks."""
 
 REPLACERS = {"client/delimited.py", "client/parsing.py"}
 """Client files that copy records with changes: layouts of the user's files."""

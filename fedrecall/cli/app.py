@@ -12,10 +12,11 @@ import click
 import typer
 
 import fedrecall
-from fedrecall.cli import data, doctor, index, privacy, results
+from fedrecall.cli import data, device, doctor, index, privacy, results, server
 from fedrecall.cli.audit import audit
 from fedrecall.cli.console import note
 from fedrecall.cli.run import run
+from fedrecall.cli.tune import tune
 from fedrecall.protocol.errors import FedrecallError
 
 _LOGGER = logging.getLogger("fedrecall")
@@ -36,9 +37,12 @@ app.add_typer(data.app, name="data")
 app.command()(results.evaluate)
 app.command()(results.recommend)
 app.command()(results.compare)
+app.command()(tune)
 app.command()(audit)
 app.add_typer(index.app, name="index")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(device.app, name="device")
+app.add_typer(server.app, name="server")
 app.command()(doctor.doctor)
 
 

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fedrecall.client.enrolment import EVENTS
+from fedrecall.client.event_database import EventDatabase
+from fedrecall.client.events import Events
 from fedrecall.client.folder import DeviceFolder, task_of
+from fedrecall.client.store import EventStore
 from fedrecall.models.recall import ITEM_ID, initial_arrays
 from fedrecall.privacy.budget import Budget
 from fedrecall.protocol.allow_list import shared_names
+from fedrecall.protocol.invitation import Invitation
 from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.protocol.task import Task
@@ -32,17 +37,43 @@ def world_of(case: Case | None = None, **plan: object) -> tuple[World, Task, dic
 
 def enrol(folder: Path, world: World, task: Task, budget: Budget = UNLIMITED) -> list[Path]:
     """Enrol every device of ``world`` in a folder of its own below ``folder``."""
-    found = []
-    for number in range(world.store.n_users):
-        place = folder / f"device-{number}"
-        place.mkdir(mode=0o700, parents=True)
-        DeviceFolder.enrol(
-            place,
-            number=number,
-            task=task,
-            store=world.store.only(number),
-            budget=budget,
-            features=world.features.astype(np.float32) if world.features is not None else None,
-        )
-        found.append(place)
-    return found
+    return [enrol_one(folder, world, task, number, budget) for number in range(world.store.n_users)]
+
+
+def enrol_one(folder: Path, world: World, task: Task, number: int, budget: Budget = UNLIMITED) -> Path:
+    """Enrol one device of ``world`` in a folder of its own below ``folder``."""
+    place = folder / f"device-{number}"
+    place.mkdir(mode=0o700, parents=True)
+    DeviceFolder.enrol(place, invitation_of(world, task, number), budget)
+    ingest_store(place, world.store.only(number))
+    return place
+
+
+def invitation_of(world: World, task: Task, number: int) -> Invitation:
+    """Return the invitation of a device of ``world``."""
+    return Invitation(
+        number=number,
+        task=task,
+        address="127.0.0.1:9092",
+        root_certificates=None,
+        items=tuple(f"i{item}" for item in range(world.shape.n_items)),
+        event_weights=dict.fromkeys(world.store.type_names, 1.0),
+        features=world.features.astype(np.float32) if world.features is not None else None,
+    )
+
+
+def ingest_store(place: Path, store: EventStore) -> int:
+    """Put the events of a store of one device into an enrolled folder; returns how many were new."""
+    events = Events(
+        users=np.zeros(store.n_events, dtype=np.int64),
+        items=store.items.astype(np.int64),
+        times=store.times,
+        types=store.types,
+        weights=store.weights,
+        user_ids=("",),
+        item_ids=tuple(f"i{item}" for item in range(store.n_items)),
+        type_names=store.type_names,
+        report={},
+    )
+    with EventDatabase(place / EVENTS) as database:
+        return database.add(events)

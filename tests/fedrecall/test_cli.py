@@ -131,6 +131,18 @@ def test_the_commands_are_those_of_the_contract_and_each_answers_in_json():
         "privacy fit",
         "privacy ledger",
         "audit",
+        "tune",
+        "server init",
+        "server invite",
+        "server up",
+        "server status",
+        "device init",
+        "device ingest",
+        "device join",
+        "device recommend",
+        "device ledger",
+        "device forget",
+        "device export-my-data",
         "doctor",
     }
     for path, command in leaves():

@@ -265,6 +265,31 @@ def test_two_nodes_that_claim_one_device_are_both_left_out(tmp_path: Path) -> No
             assert set(roll.nodes()) == expected
 
 
+def test_with_enrolled_keys_a_nodes_word_counts_for_nothing(tmp_path: Path) -> None:
+    world, task, _ = small_world(4, 1)
+    folders = enrol(tmp_path / "devices", world, task)
+    ids: dict[int, int] = {}
+
+    def noting(place: int) -> Node:
+        def node(message: Message, context: Context) -> Message:
+            ids[place] = context.node_id
+            return app(message, context)
+
+        return node
+
+    # The last node holds device 3's key and says that it is device 0; nobody enrolled the key of node 2.
+    places = [folders[0], folders[1], folders[2], folders[0]]
+    with flower([noting(place) for place in range(4)], [{"device": str(folder)} for folder in places]) as grid:
+        believing = Roll(grid=grid, task=task.digest(), devices=4)
+        believing.wait(4, 1.5)
+        assert set(believing.nodes()) == {1, 2}
+        keys = {0: ids[0], 1: ids[1], 2: 4711, 3: ids[3]}
+        roll = Roll(grid=grid, task=task.digest(), devices=4, enrolled=lambda: keys)
+        assert roll.nodes() == {0: ids[0], 1: ids[1], 3: ids[3]}
+        del keys[1]
+        assert roll.nodes() == {0: ids[0], 3: ids[3]}
+
+
 def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     world, task, arrays = small_world(4, 3)
     folders = enrol(tmp_path / "devices", world, task)

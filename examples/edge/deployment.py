@@ -1,0 +1,192 @@
+"""A real deployment on one machine, by the same commands that an operator and a device's user give."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrecall.cli.app import call
+from fedrecall.client.folder import DeviceFolder
+from fedrecall.privacy.budget import Budget
+from fedrecall.protocol.invitation import Invitation
+
+ITEMS = 64
+TINY = {
+    "privacy": {"clip_norm": 0.5},
+    "model": {"dim": 8, "window": 12, "blocks": 1, "heads": 2, "hidden": 16, "user_dim": 4, "user_hidden": 8},
+    "local": {"negatives": 16},
+    "server": {"optimiser": '"sgd"', "learning_rate": 1.0},
+}
+"""The smallest model that is still one: what is measured is the way of a round, not its maths."""
+
+
+def fedrecall(*arguments: str | Path) -> dict[str, Any]:
+    """Run one command line inside this process and return its JSON; raises RuntimeError where it fails."""
+    answer = io.StringIO()
+    with redirect_stdout(answer):
+        code = call([*map(str, arguments), "--format", "json"])
+    if code:
+        raise RuntimeError(f"fedrecall {' '.join(map(str, arguments))} ended with {code}")
+    found: dict[str, Any] = json.loads(answer.getvalue())
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of every process: one thread each."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def events_of(device: int, count: int = 20) -> list[str]:
+    """Return made-up item identifiers of one device, oldest first."""
+    rng = np.random.default_rng([7, device])
+    return [f"i{item}" for item in rng.choice(ITEMS, size=count, replace=False)]
+
+
+class Deployment:
+    """A server and its devices, each a folder below one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        devices: int,
+        rounds: int,
+        epsilon: float | None = 8.0,
+        cohort: int | None = None,
+        **options: float,
+    ) -> None:
+        """Make the job.
+
+        Args:
+            folder: of all of it.
+            devices: how many.
+            rounds: how many.
+            epsilon: of the plan; ``None`` is no noise at all.
+            cohort: how many devices a round asks, in turn; ``None`` for all.
+            options: those of ``server init``, by name.
+        """
+        self.folder, self.devices, self.rounds = folder, devices, rounds
+        self.job, self.port = folder / "server", free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        catalogue = folder / "items.csv"
+        catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(ITEMS)))
+        tiny = [f"{section}.{key}={value}" for section, keys in TINY.items() for key, value in keys.items()]
+        settings = [*tiny, f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}"]
+        if cohort is not None:
+            settings += [f"rounds.cohort={cohort}", 'rounds.sampling="limited"']
+        given = [part for setting in settings for part in ("-c", setting)]
+        given += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        place = ["--catalogue", catalogue, "--devices", devices, "--address", f"127.0.0.1:{self.port}"]
+        self.facts = fedrecall("server", "init", self.job, *map(str, place), "--preset", "user-eps8", *given)
+        self._budget = Budget(epsilon=epsilon and 2 * epsilon, delta=1e-5)
+        self.began = time.time()
+        self._stack = ExitStack()
+
+    def device(self, number: int) -> Path:
+        """Return the folder of a device."""
+        return self.folder / "devices" / str(number)
+
+    def enrol(self, number: int, *, invitation: Path | None = None) -> Path:
+        """Make the device ``number``, invited by its own key, or with the ``invitation`` of another."""
+        place = self.device(number)
+        key = fedrecall("device", "init", place)["public_key"]
+        if invitation is None:
+            invitation = self.folder / f"invitation-{number}.json"
+            fedrecall("server", "invite", self.job, "--public-key", key, "--out", invitation)
+        DeviceFolder.enrol(place, Invitation.load(invitation), self._budget)
+        events = self.folder / f"events-{number}.csv"
+        events.write_text("item\n" + "".join(f"{item}\n" for item in events_of(number)))
+        fedrecall("device", "ingest", place, events)
+        return place
+
+    def start(self, name: str, *arguments: str | Path, **extra: str) -> subprocess.Popen[bytes]:
+        """Start a command that stays; it is ended with the deployment."""
+        command = [sys.executable, "-m", "fedrecall.cli", *map(str, arguments)]
+        log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment() | extra)
+        self._stack.callback(stop, process)
+        return process
+
+    def up(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start the server."""
+        return self.start("up", "server", "up", self.job, *options)
+
+    def join(self, number: int, **extra: str) -> subprocess.Popen[bytes]:
+        """Let a device take part; ``extra`` is added to its environment."""
+        return self.start(f"device-{number}", "device", "join", self.device(number), **extra)
+
+    def registered(self) -> bool:
+        """Whether the SuperLink knows every device that was invited."""
+        rows = json.loads((self.job / "devices.json").read_text())["devices"]
+        return all(row["node"] is not None for row in rows)
+
+    def progress(self) -> dict[str, Any]:
+        """Return what the rounds last said of themselves."""
+        path = self.job / "progress.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``server status`` says."""
+        return fedrecall("server", "status", self.job)
+
+    def wait(self, what: Callable[[], bool], seconds: float, every: float = 0.5) -> float:
+        """Wait until ``what`` holds and return how long it took; raises RuntimeError after ``seconds``."""
+        began = time.monotonic()
+        while not what():
+            if time.monotonic() - began > seconds:
+                raise RuntimeError(f"{what} does not hold after {seconds:.0f} s: see the logs in {self.folder}")
+            time.sleep(every)
+        return time.monotonic() - began
+
+    def done(self) -> int:
+        """Return how many rounds are released, without the weight of a command."""
+        found = [int(path.stem.removeprefix("round-")) for path in (self.job / "checkpoints").glob("round-*")]
+        return max(found, default=0)
+
+    def charged(self, number: int) -> list[int]:
+        """Return the rounds that a device's ledger was charged for, in order."""
+        lines = (self.device(number) / "ledger.jsonl").read_text().splitlines()
+        return [json.loads(line)["round"] for line in lines if "round" in json.loads(line)]
+
+    def close(self) -> None:
+        """End every process of it."""
+        self._stack.close()
+
+
+@contextmanager
+def deployed(folder: Path, **options: Any) -> Iterator[Deployment]:
+    """Yield a new deployment and end its processes, whatever happens."""
+    deployment = Deployment(folder, **options)
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process of this script."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
