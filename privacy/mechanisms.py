@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64, Integer, Num
+from jaxtyping import Float64, Integer
 
 from fedrecall.privacy.noise import NoiseSource
 from fedrecall.protocol.errors import PlanError, UpdateError
@@ -85,27 +85,6 @@ def popularity_contribution(items: Integer[np.ndarray, "events"], n_items: int) 
     vector = np.zeros(n_items)
     vector[seen] = 1.0 / math.sqrt(max(seen.size, 1))
     return vector
-
-
-def noise_counts(
-    sums: Float64[np.ndarray, "items"], mechanism: Mechanism, noise: NoiseSource
-) -> Float64[np.ndarray, "items"]:
-    """Return the noised sum of ``popularity_contribution`` over devices; PlanError if the clip is not 1."""
-    _require_unit_clip(mechanism)
-    return _noised(mechanism.name, sums, _std(mechanism), noise)
-
-
-def second_moment_contribution(y: Num[np.ndarray, "*devices items"]) -> Float64[np.ndarray, "items items"]:
-    """Return y y^T for one device, or the sum of it over the rows for several.
-
-    Every row is first scaled to L2 norm at most 1 (an invalid one to zero), so that one device moves the
-    sum by at most |y|^2 <= 1 in Frobenius norm: sensitivity 1 under add/remove, sqrt(2) under
-    replacement. A device without events has a row of zeros and contributes zero.
-    """
-    rows = [clip_joint({"y": row}, 1.0)[0]["y"] for row in np.atleast_2d(y)]
-    clipped = np.array(rows, dtype=np.float64).reshape(len(rows), y.shape[-1])
-    moment: Float64[np.ndarray, "items items"] = clipped.T @ clipped
-    return moment
 
 
 def noise_second_moment(
