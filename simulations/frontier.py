@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedrecall.privacy.ledger_report import ledger_report
-from fedrecall.protocol.errors import CorruptArtefact, FedrecallError
+from fedrecall.protocol.errors import CorruptArtefact, FedrecallError, UsageError
 from fedrecall.protocol.files import write_atomic, write_json_atomic
 from fedrecall.simulations.config import load_config
+from fedrecall.simulations.report.compare import read_run
 from fedrecall.simulations.report.pictures import frontier_chart, standalone
 from fedrecall.simulations.run import run
 from fedrecall.simulations.training import Progress
@@ -33,7 +34,7 @@ def preset_for(unit: str, epsilon: float) -> str:
     return f"{unit}-eps{min(tuned, key=lambda e: abs(math.log(epsilon / e)))}"
 
 
-def cells(seeds: list[int], *, opened: bool) -> dict[str, tuple[str, list[str], int]]:
+def cells(seeds: list[int], *, train_open: bool) -> dict[str, tuple[str, list[str], int]]:
     """Return preset, overrides and seed of every run by its folder's name; the first also measures the rivals."""
     found = {}
     for seed in seeds:
@@ -41,7 +42,7 @@ def cells(seeds: list[int], *, opened: bool) -> dict[str, tuple[str, list[str], 
             for epsilon in epsilons:
                 name = f"{unit}-{epsilon:g}-seed{seed}"
                 found[name] = (preset_for(unit, epsilon), [f"privacy.epsilon={epsilon}", *_ALONE], seed)
-        if opened:
+        if train_open:
             found[f"open-seed{seed}"] = ("open", list(_ALONE), seed)
     first = f"user-8-seed{seeds[0]}"
     preset, overrides, seed = found[first]
@@ -50,14 +51,23 @@ def cells(seeds: list[int], *, opened: bool) -> dict[str, tuple[str, list[str], 
 
 
 def frontier(
-    dataset: str, data_path: Path | None, out: Path, seeds: list[int], *, opened: bool, progress: Progress
+    dataset: str,
+    data_path: Path | None,
+    out: Path,
+    seeds: list[int],
+    *,
+    opened: list[Path] | None = None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Run every cell that is missing in ``out``; write ``frontier.json``, ``frontier.md`` and ``frontier.svg``.
 
+    ``opened`` are finished runs without privacy on the same data, to be drawn as a line; ``None`` trains one a seed.
+
     Raises:
         CorruptArtefact: a cell's ledger gives another epsilon than its report claims.
+        UsageError: a run of ``opened`` has a bound, or is of other data.
     """
-    work = cells(seeds, opened=opened)
+    work = cells(seeds, train_open=opened is None)
     runs: dict[str, dict[str, Any]] = {}
     for i, (name, (preset, overrides, seed)) in enumerate(work.items()):
         progress("cells", i, len(work))
@@ -73,8 +83,12 @@ def frontier(
     }
     rivals = runs[f"user-8-seed{seeds[0]}"]["baselines"]
     lines = {words: {m: rivals[name][m] for m in METRICS} for name, words in RIVALS.items() if rivals.get(name)}
-    if opened:
-        lines = {"open, no privacy": _point("open", None, [runs[f"open-seed{s}"] for s in seeds])["mean"], **lines}
+    without = [runs[f"open-seed{s}"] for s in seeds] if opened is None else [read_run(folder) for folder in opened]
+    data = {one["dataset"]["sha256"] for one in runs.values()}
+    if any(r["config"]["privacy"]["epsilon"] is not None or r["dataset"]["sha256"] not in data for r in without):
+        raise UsageError("a run of --open is of other data, or private: name runs of preset open on the same data")
+    if without:
+        lines = {"open, federated": _point("open", None, without)["mean"], **lines}
     result = {"dataset": dataset, "protocol": "loo", "seeds": seeds, "delta": 1e-5, "points": points, "lines": lines}
     write_json_atomic(out / "frontier.json", result)
     write_atomic(out / "frontier.md", table(result).encode())
@@ -137,7 +151,8 @@ def main() -> int:
     parser.add_argument("--data-path", type=Path, help="folder of the data set; otherwise the cache")
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--no-open", action="store_true", help="leave out the open model, by far the longest run")
+    told = "finished runs of preset open, to draw instead of training one a seed, by far the longest; none: no line"
+    parser.add_argument("--open", type=Path, nargs="*", metavar="RUN", help=told)
     given = parser.parse_args()
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -145,9 +160,7 @@ def main() -> int:
             print(f"{done} of {total} runs", file=sys.stderr, flush=True)
 
     try:
-        found = frontier(
-            given.dataset, given.data_path, given.out, given.seeds, opened=not given.no_open, progress=tell
-        )
+        found = frontier(given.dataset, given.data_path, given.out, given.seeds, opened=given.open, progress=tell)
     except FedrecallError as error:
         print(f"fedrecall: {error}", file=sys.stderr)
         return 3

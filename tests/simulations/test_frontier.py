@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from fedrecall.protocol.errors import CorruptArtefact
+from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.simulations import frontier as module
 from fedrecall.simulations.config import load_config
 from fedrecall.simulations.frontier import cells, frontier, preset_for
-from tests.simulations.small_runs import SMALL
+from tests.simulations.small_runs import SMALL, small_run
 
 
 def test_every_epsilon_takes_the_nearest_tuned_preset() -> None:
     presets = {e: preset_for("user", e) for e in (0.5, 1, 1.3, 2, 3.9, 4.1, 16)}
     expected = {0.5: 1, 1: 1, 1.3: 1, 2: 2, 3.9: 2, 4.1: 8, 16: 8}
     assert presets == {e: f"user-eps{p}" for e, p in expected.items()}
-    work = cells([3, 4], opened=True)
+    work = cells([3, 4], train_open=True)
     assert len(work) == 2 * (5 + 3 + 1)
     assert [n for n, (_, overrides, _) in work.items() if "evaluation.baselines=false" not in overrides] == [
         "user-8-seed3"
@@ -32,7 +32,7 @@ def test_a_frontier_runs_once_and_says_what_its_runs_said(tmp_path: Path, monkey
     monkeypatch.setattr(module, "_ALONE", ("evaluation.baselines=false", *small))
 
     def run() -> dict:
-        return frontier("synthetic", None, tmp_path, [0, 1], opened=False, progress=lambda *_: None)
+        return frontier("synthetic", None, tmp_path, [0, 1], opened=[], progress=lambda *_: None)
 
     found = run()
     reports = [json.loads((tmp_path / f"user-8-seed{s}" / "run.json").read_text()) for s in (0, 1)]
@@ -48,6 +48,14 @@ def test_a_frontier_runs_once_and_says_what_its_runs_said(tmp_path: Path, monkey
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/run.json")}
     assert run() == found
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/run.json")} == stamps, "finished runs are not run again"
+
+    def with_open(folder: Path) -> dict:
+        return frontier("synthetic", None, tmp_path, [0, 1], opened=[folder], progress=lambda *_: None)
+
+    with pytest.raises(UsageError, match="private"):
+        with_open(tmp_path / "user-8-seed1")
+    open_run = small_run(tmp_path / "open", preset="open")
+    assert with_open(tmp_path / "open")["lines"]["open, federated"]["recall@50"] == open_run["metrics"]["recall@50"]
 
     path = tmp_path / "user-8-seed1" / "run.json"
     report = json.loads(path.read_text())
