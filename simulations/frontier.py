@@ -22,7 +22,7 @@ from fedrecall.simulations.run import run
 from fedrecall.simulations.training import Progress
 
 METRICS = ("recall@10", "recall@50", "ndcg@10")
-EPSILONS = {"user": (0.5, 1.0, 2.0, 4.0, 8.0), "interaction": (2.0, 4.0, 8.0)}
+EPSILONS = {"user": (0.5, 1.0, 2.0, 4.0, 8.0), "interaction": (2.0, 8.0)}
 RIVALS = {"ease_weighted": "EASE, recent", "ease": "EASE", "most_popular": "most popular", "local_only": "device alone"}
 _ALONE = ("evaluation.baselines=false", "evaluation.central=false", "evaluation.ablation=false")
 _SAME = 1e-3

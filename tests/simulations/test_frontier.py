@@ -16,7 +16,7 @@ def test_every_epsilon_takes_the_nearest_tuned_preset() -> None:
     expected = {0.5: 1, 1: 1, 1.3: 1, 2: 2, 3.9: 2, 4.1: 8, 16: 8}
     assert presets == {e: f"user-eps{p}" for e, p in expected.items()}
     work = cells([3, 4], train_open=True)
-    assert len(work) == 2 * (5 + 3 + 1)
+    assert len(work) == 2 * (5 + 2 + 1)
     assert [n for n, (_, overrides, _) in work.items() if "evaluation.baselines=false" not in overrides] == [
         "user-8-seed3"
     ]
