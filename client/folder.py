@@ -7,6 +7,7 @@ that counts too much, never too little, and an ask that is repeated gets the ide
 
 import hashlib
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from fedrecall.client.config import LocalConfig
 from fedrecall.client.enrolment import ENROLMENT, EVENTS, LEDGER, SENT, STATE, check_private, enrolled
 from fedrecall.client.event_database import EventDatabase
+from fedrecall.client.gate import let_out_statistic
+from fedrecall.client.start import codes_of, statistic_of
 from fedrecall.client.store import EventStore
 from fedrecall.client.trainer import Device, Trainer
 from fedrecall.models.recall import initial_arrays
@@ -28,7 +31,8 @@ from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UsageError
 from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.invitation import Invitation
-from fedrecall.protocol.records import Arrays
+from fedrecall.protocol.randomness import derive_seed
+from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import pack, unpack
 
@@ -36,6 +40,7 @@ _MAX_BYTES = 1 << 30
 _SLACK = 1 << 16
 """Bytes of a message besides its numbers."""
 _ASKED = {"round", "mechanism", "clip_norm", "task"}
+_ROUNDS = "rounds"
 
 
 class DeviceFolder:
@@ -108,7 +113,7 @@ class DeviceFolder:
         """Return the update that an ask gets, as bytes. The same ask again gets the same bytes, uncharged.
 
         Raises:
-            PlanError: an ask for another task or mechanism, or with other arrays than the task's model has.
+            PlanError: an ask for another task or mechanism, or with other arrays than it takes.
             BudgetExhausted: the ledger refuses.
             CorruptArtefact: a file of the folder, or the ask itself, cannot be read.
         """
@@ -116,18 +121,8 @@ class DeviceFolder:
         tower, sent, answered = self._state()
         if sent is not None and answered == asked:
             return sent
-        arrays, round, clip_norm = self._ask(data)
-        store, ledger = self.history(), DeviceLedger.open(self.path / LEDGER)
-        device = Device(store=store, key=self.number, tower=tower, ledger=ledger)
-        trainer = Trainer(
-            shape=self.shape,
-            features=self.invitation.features,
-            local=self._local,
-            plan=self.task.plan,
-            trained=self.task.trained,
-            seed=self.task.seed,
-        )
-        update = trainer.update(round, arrays, device, self._noise(round), clip_norm=clip_norm)
+        arrays, header = self._ask(data)
+        update = self._trained(arrays, header, tower) if header["mechanism"] == _ROUNDS else self._told(arrays, header)
         out = pack(update.arrays, {"round": update.round, "nonce": update.nonce})
         kept = {name: weight.numpy() for name, weight in tower.items()}
         kept[SENT] = np.frombuffer(out, dtype=np.uint8)
@@ -143,23 +138,50 @@ class DeviceFolder:
         """Return the private user tower as it is now: that of the rounds where they train it, else a fresh one."""
         return self._state()[0] or self._fresh_tower()
 
-    def _ask(self, data: bytes) -> tuple[Arrays, int, float | None]:
-        """Decode an ask; refuse every one that is not exactly what this device agreed to."""
+    def _ask(self, data: bytes) -> tuple[Arrays, dict[str, Any]]:
+        """Decode an ask; refuse every one that is not for what this device agreed to."""
         bound = sum(4 * array.size for array in self.expected.values()) + _SLACK
         if len(data) > bound:
             raise PlanError(f"the ask has {len(data)} bytes, a model of this task at most {bound}: refused")
         arrays, header = unpack(data, what="the ask")
         if set(header) != _ASKED or header["task"] != self.task.digest():
             raise PlanError("the ask is not for the task that this device agreed to: enrol for the other one")
-        if header["mechanism"] != "rounds":
-            raise PlanError(f"the ask is for {header['mechanism']!r}: this device answers 'rounds'")
+        return arrays, header
+
+    def _trained(self, arrays: Arrays, header: dict[str, Any], tower: dict[str, torch.Tensor]) -> Update:
+        """Return what a round gets, of exactly the arrays that the task's model has; moves ``tower``."""
         form = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         if form != {name: (array.shape, array.dtype) for name, array in self.expected.items()}:
             raise PlanError("the ask's arrays are not those of the task's model: refused")
         round, clip_norm = header["round"], header["clip_norm"]
         if type(round) is not int or round < 0 or not (clip_norm is None or type(clip_norm) is float):
             raise PlanError(f"the ask has round {round!r} and clip norm {clip_norm!r}: refused")
-        return arrays, round, clip_norm
+        store, ledger = self.history(), DeviceLedger.open(self.path / LEDGER)
+        device = Device(store=store, key=self.number, tower=tower, ledger=ledger)
+        trainer = Trainer(
+            shape=self.shape,
+            features=self.invitation.features,
+            local=self._local,
+            plan=self.task.plan,
+            trained=self.task.trained,
+            seed=self.task.seed,
+        )
+        return trainer.update(round, arrays, device, self._noise(round), clip_norm=clip_norm)
+
+    def _told(self, arrays: Arrays, header: dict[str, Any]) -> Update:
+        """Return what an ask of the private start gets."""
+        plan, name = self.task.plan, header["mechanism"]
+        if header["round"] != 0 or type(header["round"]) is not int or header["clip_norm"] is not None:
+            raise PlanError("the ask's round or clip norm is not that of the start, 0 and none: refused")
+        statistic = statistic_of(name, arrays, plan, self.shape.n_items)
+        codes, ledger = codes_of(statistic, self.history()), DeviceLedger.open(self.path / LEDGER)
+        replayed = f"{derive_seed(self.task.seed, 'device', self.number, name, 0):032x}"
+        return let_out_statistic(
+            codes,
+            statistic=statistic,
+            round=0,
+            charge=lambda nonce: ledger.charge(plan, name, 0, replayed if plan.simulated else nonce, datetime.now(UTC)),
+        )
 
     @cached_property
     def _initial(self) -> dict[str, torch.Tensor]:

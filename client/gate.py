@@ -1,8 +1,8 @@
 """The gate: the one way out of a device. To know what leaves, read this file.
 
-Everything that leaves passes ``let_out``: only arrays that the plan's mechanism declares, by name and shape; only
-finite numbers; jointly clipped where the clip is the gate's; a round and a nonce; nothing else; and only once the
-device's ledger was charged for it.
+Everything that leaves passes ``let_out``, or ``let_out_statistic`` for the bytes of the private start: only arrays that
+the plan's mechanism declares, by name and shape; only finite numbers; jointly clipped where the clip is the gate's; a
+round and a nonce; nothing else; and only once the device's ledger was charged for it.
 """
 
 import secrets
@@ -15,9 +15,11 @@ from fedrecall.privacy.mechanisms import clip_joint
 from fedrecall.protocol.allow_list import SHARED_PREFIXES, STATISTICS, WITHIN_CLIP
 from fedrecall.protocol.errors import UpdateError
 from fedrecall.protocol.records import Update
+from fedrecall.protocol.statistics import Statistic
 
 Schema = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
+_WITHIN = 1 + 1e-6
 _WIRE = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64))
 
 
@@ -63,6 +65,40 @@ def let_out(
         if WITHIN_CLIP in found:
             # Two values and no other can leave: its sensitivity of 1/2 is enforced here.
             out[WITHIN_CLIP] = np.where(found[WITHIN_CLIP] > 0, 0.5, -0.5).astype(schema[WITHIN_CLIP][1])
+    return _leave(out, schema, round, charge)
+
+
+def let_out_statistic(
+    arrays: Mapping[str, np.ndarray], *, statistic: Statistic, round: int, charge: Callable[[str], object]
+) -> Update:
+    """Return the update that leaves the device for a statistic of the start: its bytes, and one scale.
+
+    Args:
+        arrays: what the device computed.
+        statistic: says what leaves, all of it and always, and how long it is.
+        round: the round.
+        charge: as in ``let_out``.
+
+    Raises:
+        UpdateError: as ``let_out``. What is longer than 1 (1 + 1e-6), or no number, becomes zeros (rule 5).
+        BudgetExhausted: what ``charge`` raises, and nothing leaves.
+    """
+    schema = statistic.schema
+    if set(arrays) != set(schema):
+        raise UpdateError(f"the device made {_listed(arrays)}, the round asks for {_listed(schema)}")
+    out = {}
+    for name, (shape, dtype) in schema.items():
+        array = arrays[name]
+        if name not in STATISTICS or type(array) is not np.ndarray or (array.shape, array.dtype) != (shape, dtype):
+            raise UpdateError(f"array {name!r} is not the {dtype} array of shape {shape} that the statistic asks for")
+        out[name] = array.copy(order="C")
+    # Written so that NaN fails too.
+    if not statistic.norm(out) <= _WITHIN:
+        out = {name: np.zeros_like(array) for name, array in out.items()}
+    return _leave(out, schema, round, charge)
+
+
+def _leave(out: dict[str, np.ndarray], schema: Schema, round: int, charge: Callable[[str], object]) -> Update:
     for array in out.values():
         array.setflags(write=False)
     leaving = MappingProxyType({name: out[name] for name in schema})

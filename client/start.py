@@ -6,11 +6,24 @@ second moments have no useful bound under that unit and are not offered.
 """
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from fedrecall.client.store import EventStore
-from fedrecall.protocol.plan import Unit
-from fedrecall.protocol.records import CohortSum, Comparison
+from fedrecall.protocol.allow_list import SCALE
+from fedrecall.protocol.errors import PlanError
+from fedrecall.protocol.plan import Plan, Unit
+from fedrecall.protocol.records import Arrays, CohortSum, Comparison
+from fedrecall.protocol.statistics import (
+    NEGLIGIBLE,
+    POPULARITY,
+    SECOND_MOMENTS,
+    Popularity,
+    SecondMoments,
+    Statistic,
+    comparison_of,
+    projected,
+    scale_of,
+)
 
 _CODES = 127
 """Largest code of a number that is sent in a byte."""
@@ -24,9 +37,39 @@ def popularity_sum(store: EventStore, unit: Unit) -> CohortSum:
     users, items = _distinct(store)
     share = np.ones(len(users))
     if unit == "user":
-        share /= np.sqrt(np.maximum(np.bincount(users, minlength=store.n_users), 1))[users]
+        # A bit an item is sent, and one scale: what is added up is what they say.
+        share = scale_of(np.sqrt(np.bincount(users, minlength=store.n_users)))[users].astype(np.float64)
     sums = np.bincount(items, weights=share, minlength=store.n_items)
     return CohortSum(round=0, devices=store.n_users, arrays={"popularity": sums})
+
+
+def statistic_of(name: object, arrays: Arrays, plan: Plan, n_items: int) -> Statistic:
+    """Return the statistic that an ask of the start is for.
+
+    Raises:
+        PlanError: the plan has no such mechanism, or is one under which no device sends it; ``arrays`` are not its.
+    """
+    if name not in (POPULARITY, SECOND_MOMENTS):
+        raise PlanError(f"the ask is for {str(name)[:100]!r}: this device answers rounds and the private start")
+    if (plan.unit, plan.trust) != ("user", "central"):
+        raise PlanError(f"the start of unit {plan.unit!r} and trust {plan.trust!r} runs in simulations alone")
+    # The noise is sized by the clip, and contributions have norm 1: the ledger would count too little.
+    if plan.mechanism(name).clip_norm not in (None, 1.0):
+        raise PlanError(f"{name}.clip_norm is {plan.mechanism(name).clip_norm}: contributions have norm 1; make it 1")
+    if name == SECOND_MOMENTS:
+        return SecondMoments(comparison=comparison_of(arrays, n_items))
+    if arrays:
+        raise PlanError("the ask for popularity brings arrays: refused")
+    return Popularity(n_items=n_items)
+
+
+def codes_of(statistic: Statistic, store: EventStore) -> dict[str, np.ndarray]:
+    """Return what the one device of ``store`` sends for ``statistic``."""
+    if isinstance(statistic, SecondMoments):
+        return _second_moment_codes(store.history(0), statistic)
+    bits = np.zeros(store.n_items, dtype=bool)
+    bits[store.items] = True
+    return {statistic.name: np.packbits(bits), SCALE: scale_of(np.sqrt(np.asarray(bits.sum(), dtype=np.float64)))}
 
 
 def second_moments(history: np.ndarray, comparison: Comparison) -> Float64[np.ndarray, "top top"]:
@@ -38,9 +81,9 @@ def second_moments(history: np.ndarray, comparison: Comparison) -> Float64[np.nd
     """
     size = len(comparison.top)
     total = np.zeros((size, size))
-    places, block = _block(history, _places(comparison, int(comparison.top.max(initial=-1)) + 1), comparison)
-    total[np.ix_(places, places)] += block
-    return _projected(total, comparison.direction)
+    places, codes, scale = _block(history, _places(comparison, int(comparison.top.max(initial=-1)) + 1), comparison)
+    total[np.ix_(places, places)] += codes * np.float64(scale)
+    return projected(total, comparison.direction)
 
 
 def second_moment_sum(store: EventStore, comparison: Comparison) -> CohortSum:
@@ -48,10 +91,20 @@ def second_moment_sum(store: EventStore, comparison: Comparison) -> CohortSum:
     size = len(comparison.top)
     total, place = np.zeros((size, size)), _places(comparison, store.n_items)
     for user in range(store.n_users):
-        places, block = _block(store.history(user), place, comparison)
-        total[np.ix_(places, places)] += block
-    moments = _projected(total, comparison.direction)
+        places, codes, scale = _block(store.history(user), place, comparison)
+        total[np.ix_(places, places)] += codes * np.float64(scale)
+    moments = projected(total, comparison.direction)
     return CohortSum(round=0, devices=store.n_users, arrays={"second_moments": moments})
+
+
+def _second_moment_codes(history: np.ndarray, statistic: SecondMoments) -> dict[str, np.ndarray]:
+    """Return what one device sends for ``second_moments``: a byte a pair of compared items, and one scale."""
+    comparison = statistic.comparison
+    size = len(comparison.top)
+    total = np.zeros((size, size))
+    places, codes, scale = _block(history, _places(comparison, int(comparison.top.max(initial=-1)) + 1), comparison)
+    total[np.ix_(places, places)] = codes
+    return {statistic.name: statistic.codes(total), SCALE: np.asarray(scale)}
 
 
 def _places(comparison: Comparison, n_items: int) -> Int64[np.ndarray, "items"]:
@@ -62,8 +115,8 @@ def _places(comparison: Comparison, n_items: int) -> Int64[np.ndarray, "items"]:
 
 def _block(
     history: np.ndarray, place: np.ndarray, comparison: Comparison
-) -> tuple[Int64[np.ndarray, "own"], Float64[np.ndarray, "own own"]]:
-    """Return a device's places among the top items and its K over them, scaled so that P K P has norm 1."""
+) -> tuple[Int64[np.ndarray, "own"], Float64[np.ndarray, "own own"], Float32[np.ndarray, ""]]:
+    """Return a device's places among the top items, its K over them in whole numbers, and the scale of P K P."""
     places = place[history[history < len(place)]]
     places = places[places >= 0][::-1]
     latest = np.sort(np.unique(places, return_index=True)[1])[:_LATEST]
@@ -72,25 +125,16 @@ def _block(
     steps = np.arange(len(own))
     block = np.exp((1.0 - np.abs(steps[:, None] - steps)) / comparison.reach) * np.outer(weights, weights)
     np.fill_diagonal(block, 0.0)
-    # A byte a number is sent, and one scale: what is scaled to norm 1 is what the bytes say.
+    # A byte a number is sent, and one scale: what is scaled to norm 1 is what they say.
     largest = float(block.max(initial=0.0))
     block = np.rint(block * (_CODES / largest)) if largest > 0 else block
     # |P K P|^2 = tr(K K) - 2 |K d|^2 + (d K d)^2, without the matrix over all items.
     crossed = block @ along
     square = float(np.sum(block * block) - 2.0 * crossed @ crossed + (along @ crossed) ** 2)
     # What is hardly anything but popularity leaves rounding errors, not a taste: scaled up, they would break the norm.
-    if square <= 1e-6 * float(np.sum(block * block)):
-        return own[:0], block[:0, :0]
-    return own, block / np.sqrt(square)
-
-
-def _projected(moments: np.ndarray, direction: np.ndarray) -> Float64[np.ndarray, "top top"]:
-    crossed = moments @ direction
-    aside = np.outer(direction, crossed)
-    out: Float64[np.ndarray, "top top"] = (
-        moments - aside - aside.T + (direction @ crossed) * np.outer(direction, direction)
-    )
-    return out
+    if square <= NEGLIGIBLE * float(np.sum(block * block)):
+        return own[:0], block[:0, :0], np.zeros((), dtype=np.float32)
+    return own, block, np.asarray(scale_of(np.asarray(np.sqrt(square))))
 
 
 def _distinct(store: EventStore) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:

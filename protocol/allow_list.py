@@ -16,7 +16,10 @@ PRIVATE_PREFIXES = ("user.",)
 WITHIN_CLIP = "within_clip"
 """Whether a contribution was within the clip, as 1/2 or -1/2: beside the weights of a round whose clip adapts."""
 
-STATISTICS = ("popularity", "second_moments", WITHIN_CLIP)
+SCALE = "scale"
+"""The number by which the bytes of a statistic are multiplied."""
+
+STATISTICS = ("popularity", "second_moments", SCALE, WITHIN_CLIP)
 """Declared statistics that an update may hold."""
 
 

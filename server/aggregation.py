@@ -7,7 +7,8 @@ import numpy as np
 
 from fedrecall.protocol.errors import PlanError, UpdateError
 from fedrecall.protocol.records import Arrays, CohortSum, Update
-from fedrecall.server.validation import Schema, validate_update
+from fedrecall.protocol.statistics import Statistic
+from fedrecall.server.validation import Schema, validate_statistic, validate_update
 
 _CHUNK = 8192  # entries added at a time, so that the working set stays in the processor's cache
 
@@ -56,6 +57,28 @@ def sum_updates(
             _add(total, errors[name], update.arrays[name].reshape(-1))
     arrays = {name: (totals[name] + errors[name]).reshape(schema[name][0]) for name in schema}
     return CohortSum(round=round, devices=len(nonces), arrays=arrays)
+
+
+def sum_statistics(
+    updates: Iterable[Update], statistic: Statistic, *, on_refused: Callable[[Update, UpdateError], None]
+) -> CohortSum:
+    """Validate, decode and add up the devices' parts of a statistic of the start, as ``sum_updates`` does.
+
+    A refused one goes to ``on_refused`` and counts as nothing. Decoded numbers have 32 significant bits, so that the
+    sum does not depend on the order of arrival here either.
+    """
+    nothing = {name: np.zeros(shape, dtype) for name, (shape, dtype) in statistic.schema.items()}
+    total = statistic.decoded(nothing)
+    error, nonces = np.zeros_like(total), set[str]()
+    for update in updates:
+        try:
+            validate_statistic(update, statistic, seen_nonces=nonces)
+        except UpdateError as refused:
+            on_refused(update, refused)
+            continue
+        nonces.add(update.nonce)
+        _add(total, error, statistic.decoded(update.arrays))
+    return CohortSum(round=0, devices=len(nonces), arrays={statistic.name: statistic.summed(total + error)})
 
 
 def mean_of(sums: Arrays, expected_cohort: float) -> dict[str, np.ndarray]:

@@ -6,13 +6,15 @@ Start it with ``flwr run APP NAME --run-config 'job="FOLDER"'``, or let ``fedrec
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrecall.protocol.errors import FedrecallError
+from fedrecall.protocol.records import Arrays, Update
 from fedrecall.server.deployment import Deployment, is_deployment
 from fedrecall.server.grid import DeviceCollector, Roll
 from fedrecall.server.job import Job, Publish
@@ -64,7 +66,11 @@ def run(grid: Grid, job: Job) -> None:
     )
     pace = Pace(collect=collector, job=job, connected=lambda: len(roll.nodes()), refusals=refusals)
     roll.wait(roll.devices, job.wait_s)
-    job.run(pace, refusals, publish)
+
+    def ask(mechanism: str, arrays: Arrays, cohort: np.ndarray, max_bytes: int) -> Iterator[Update]:
+        return pace.timed(lambda: collector.statistic(mechanism, arrays, cohort, max_bytes))
+
+    job.run(pace, refusals, publish, ask=ask)
 
 
 def _deployed(job: Job) -> tuple[Callable[[], Mapping[int, int]] | None, Publish | None]:

@@ -1,4 +1,4 @@
-"""Settings of the server: how released means move the global model, and when the model is saved.
+"""Settings of the server: what it makes of the start, how means move the global model, when the model is saved.
 
 None of them touches privacy: everything here is post-processing of releases. Clip, noise, sampling and the
 number of rounds belong to the plan.
@@ -7,6 +7,8 @@ number of rounds belong to the plan.
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from fedrecall.protocol.statistics import LEAST_REACH
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -53,3 +55,33 @@ class ServerConfig(BaseModel):
     tail_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+
+class StartSettings(BaseModel):
+    """The private start: what devices are asked to compare, and what is made of the releases.
+
+    Attributes:
+        compared: how many of the most popular items second moments compare; 0 for no second moments.
+        reach: events over which the closeness of two items falls to 1 / e.
+        exponent: an item weighs its popularity to minus this, in comparisons.
+        power: of an eigenvalue, as the length of its direction.
+        cut: share of the noise's edge that is taken off every eigenvalue.
+        content: weight of public content beside second moments, in edges of their noise; 0 for none.
+        content_items: most popular items that content gives vectors of their own.
+        decay: first weight of an event, by age in events.
+        scale: first length of context vectors.
+        popularity: first weight of popularity in a context.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compared: Annotated[int, Field(ge=0)]
+    reach: Annotated[float, Field(ge=LEAST_REACH, allow_inf_nan=False)]
+    exponent: Share
+    power: Annotated[float, Field(gt=0.0, le=1.0)]
+    cut: Annotated[float, Field(ge=0.0, le=2.0)]
+    content: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    content_items: Annotated[int, Field(ge=1)]
+    decay: Annotated[float, Field(gt=0.0, le=1.0)]
+    scale: Positive
+    popularity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

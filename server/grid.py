@@ -181,12 +181,23 @@ class DeviceCollector:
 
     def __call__(self, round: int, arrays: Arrays, cohort: np.ndarray, clip_norm: float | None) -> Iterator[Update]:
         """Yield the cohort's updates as they come. Nobody is asked in another's place (rule 7)."""
-        header = {"round": round, "mechanism": self.mechanism, "clip_norm": clip_norm, "task": self.task}
-        data, nodes = pack(arrays, header), self.nodes()
+        bound = sum(arrays[name].nbytes for name in self.trained)
+        header = {"round": round, "mechanism": self.mechanism, "clip_norm": clip_norm}
+        yield from self._answers(arrays, header, cohort, bound)
+
+    def statistic(self, mechanism: str, arrays: Arrays, cohort: np.ndarray, max_bytes: int) -> Iterator[Update]:
+        """Yield what the cohort tells of a mechanism of the start; ``max_bytes`` is what its arrays may hold."""
+        header = {"round": 0, "mechanism": mechanism, "clip_norm": None}
+        yield from self._answers(arrays, header, cohort, max_bytes)
+
+    def _answers(
+        self, arrays: Arrays, header: Mapping[str, object], cohort: np.ndarray, max_bytes: int
+    ) -> Iterator[Update]:
+        data, nodes = pack(arrays, {**header, "task": self.task}), self.nodes()
         asked = [nodes[number] for number in cohort.tolist() if number in nodes]
         for _ in range(len(cohort) - len(asked)):
             self.on_refused("absent")
-        bound = sum(arrays[name].nbytes for name in self.trained) + SLACK
+        bound = max_bytes + SLACK
         messages = (as_message(data, node, ttl=self.deadline_s + _GRACE_S) for node in asked)
         for reply in exchange(self.grid, messages, deadline_s=self.deadline_s, on_refused=self.on_refused):
             try:

@@ -1,7 +1,7 @@
-"""A training job of a deployment: a folder with all that the server needs, and the rounds over whoever collects.
+"""A training job of a deployment: a folder with all that the server needs, the start, the rounds over whoever collects.
 
-A killed job goes on from its last checkpoint, one a round. A round that was charged and then lost stays charged, and is
-left out (PRIVACY.md, rule 8).
+A killed job goes on from its last checkpoint, one a round and one a mechanism of the start. What was charged and then
+lost stays charged, and is left out (PRIVACY.md, rule 8).
 """
 
 import hashlib
@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from fedrecall.privacy.ledger import Head, Ledger
 from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from fedrecall.protocol.errors import CorruptArtefact, PlanError
+from fedrecall.protocol.errors import CorruptArtefact, PlanError, UpdateError
 from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import Plan
@@ -27,13 +29,16 @@ from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import pack, unpack
 from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
-from fedrecall.server.config import ServerConfig
+from fedrecall.server.config import ServerConfig, StartSettings
+from fedrecall.server.content import Content
+from fedrecall.server.content_features import pack_features, unpack_features
 from fedrecall.server.rounds import ROUNDS, Environment, ServerState, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
+from fedrecall.server.starting import Ask, StartEnvironment, bytes_of_start, check_start, run_start
 
 CHECKPOINTS, LEDGER = "checkpoints", "ledger.jsonl"
 """Names in the job's folder."""
-_JOB, _START = "job.json", "start.safetensors"
+_JOB, _START, _CONTENT = "job.json", "start.safetensors", "content.safetensors"
 _PACES = ("deadline_s", "wait_s", "every_s")
 _MAX_BYTES = 64 << 30
 _LOG = logging.getLogger(__name__)
@@ -54,6 +59,7 @@ class Job:
         wait_s: seconds to wait at the start for the enrolled devices to connect.
         every_s: seconds from the start of one round to that of the next, at least.
         quorum: connected devices without which no round starts: a round with nobody in it costs as much as any.
+        starting: of the private start; ``None`` where rounds start from ``start`` as it is.
     """
 
     folder: Path
@@ -63,12 +69,20 @@ class Job:
     wait_s: float
     every_s: float = 0.0
     quorum: int = 0
+    starting: StartSettings | None = None
 
-    def save(self, arrays: Arrays) -> None:
-        """Write the job and the model that it starts from; refuses a plan that this server cannot carry out."""
+    def save(self, arrays: Arrays, content: sparse.csr_array | None = None) -> None:
+        """Write the job and the model that it starts from; refuses a plan that this server cannot carry out.
+
+        ``content`` is what is public about items, for the private start.
+        """
         self.check()
         write_atomic(self.folder / _START, pack(arrays, {}))
-        settings = {"task": self.task.to_dict(), "config": self.config.model_dump(mode="json")}
+        if content is not None:
+            write_atomic(self.folder / _CONTENT, pack_features(content))
+        starting = None if self.starting is None else self.starting.model_dump(mode="json")
+        settings: dict[str, Any] = {"task": self.task.to_dict(), "config": self.config.model_dump(mode="json")}
+        settings |= {"starting": starting}
         paces = {name: getattr(self, name) for name in _PACES}
         write_json_atomic(self.folder / _JOB, settings | paces | {"quorum": self.quorum})
 
@@ -83,6 +97,7 @@ class Job:
                 task=task,
                 config=config,
                 quorum=int(found["quorum"]),
+                starting=None if found["starting"] is None else StartSettings.model_validate(found["starting"]),
                 **{name: float(found[name]) for name in _PACES},
             )
         except (ValueError, TypeError, KeyError, PlanError) as error:
@@ -94,7 +109,21 @@ class Job:
         """Return the model that the job starts from; raises CorruptArtefact."""
         return unpack(read_bounded(self.folder / _START, max_bytes=_MAX_BYTES), what=_START)[0]
 
-    def run(self, collect: Collect, refusals: Counter[str], publish: Publish | None = None) -> ServerState:
+    def content(self) -> Content | None:
+        """Return what the start reads of public content, if anything; raises CorruptArtefact."""
+        path, settings = self.folder / _CONTENT, self.starting
+        if settings is None or not settings.content or not path.exists():
+            return None
+        features = unpack_features(read_bounded(path, max_bytes=_MAX_BYTES), what=_CONTENT)
+        return Content(features=features, items=settings.content_items, weight=settings.content)
+
+    def bytes_of_start(self) -> int:
+        """Return how many bytes the arrays of a device's longest answer to the private start hold."""
+        return bytes_of_start(self.starting, self.task.shape)
+
+    def run(
+        self, collect: Collect, refusals: Counter[str], publish: Publish | None = None, *, ask: Ask | None = None
+    ) -> ServerState:
         """Train to the plan's horizon, from the last checkpoint where there is one; returns the last state.
 
         Args:
@@ -102,22 +131,54 @@ class Job:
             refusals: counts what counts as nothing, by its reason; refused updates are added.
             publish: gets every new state, and the one that a killed job goes on from, with the ledger's head: what it
                 gets was charged and checkpointed.
+            ask: asks devices for the statistics of the private start, where the job has one.
 
         Raises:
-            as ``run_rounds``.
+            as ``run_rounds`` and ``run_start``.
         """
         plan, settings = self.task.plan, self.config.model_dump(mode="json")
-        digest = hashlib.sha256(dumps(settings | {"task": self.task.digest()}).encode()).hexdigest()
+        start = None if self.starting is None else self.starting.model_dump(mode="json")
+        settings |= {"task": self.task.digest(), "starting": start}
+        digest = hashlib.sha256(dumps(settings).encode()).hexdigest()
         saved = load_latest(self.folder / CHECKPOINTS)
         path = self.folder / LEDGER
         if saved is None:
-            ledger = Ledger.resume(path, plan)
-            state = start_state(self.config, self.start(), self.task.trained, plan.mechanism(ROUNDS).clip_norm)
+            ledger, sha256 = Ledger.resume(path, plan), ""
         else:
             if saved.config_digest != digest:
                 raise CorruptArtefact(f"{self.folder} was started as another job: give this one its own folder")
             lines, _, sha256 = (saved.ledger_head or "").partition(":")
             ledger = Ledger.open(path, plan, at_least=Head(lines=int(lines), sha256=sha256))
+
+        def save(state: ServerState, *, started: bool = True) -> Head:
+            head = ledger.head()
+            checkpoint = Checkpoint(
+                round=state.round,
+                arrays=state.arrays,
+                optimiser=state.optimiser,
+                average=state.average,
+                ledger_head=f"{head.lines}:{head.sha256}",
+                config_digest=digest,
+                plan_digest=plan.digest(),
+                extra={"clip_norm": state.clip_norm, "started": started},
+            )
+            save_checkpoint(self.folder / CHECKPOINTS, checkpoint, keep=self.config.keep_checkpoints)
+            return head
+
+        if saved is None or not saved.extra["started"]:
+            released = {} if saved is None else saved.arrays
+            # Until the start is over, a checkpoint holds its releases in the place of a model.
+            arrays = self._started(
+                released,
+                ledger,
+                refusals,
+                ask,
+                keep=lambda known: save(start_state(ServerConfig(), known, (), None), started=False),
+            )
+            state = start_state(self.config, arrays, self.task.trained, plan.mechanism(ROUNDS).clip_norm)
+            if self.starting is not None:
+                save(state)
+        else:
             state = ServerState(
                 round=saved.round,
                 arrays=saved.arrays,
@@ -130,18 +191,7 @@ class Job:
                 publish(state, sha256)
 
         def on_round(state: ServerState) -> None:
-            head = ledger.head()
-            checkpoint = Checkpoint(
-                round=state.round,
-                arrays=state.arrays,
-                optimiser=state.optimiser,
-                average=state.average,
-                ledger_head=f"{head.lines}:{head.sha256}",
-                config_digest=digest,
-                plan_digest=plan.digest(),
-                extra={"clip_norm": state.clip_norm},
-            )
-            save_checkpoint(self.folder / CHECKPOINTS, checkpoint, keep=self.config.keep_checkpoints)
+            head = save(state)
             if publish is not None:
                 publish(state, head.sha256)
             _LOG.info("round %d of %d is released", state.round, plan.mechanism(ROUNDS).steps)
@@ -155,30 +205,62 @@ class Job:
     def _environment(self, collect: Collect, refusals: Counter[str]) -> Environment:
         plan, mechanism, seed = self.task.plan, self.task.plan.mechanism(ROUNDS), self.task.seed
 
-        def noise(round: int) -> NoiseSource:
-            labels = (plan.digest(), mechanism.name, round)
-            return SeededNoise(seed, *labels) if plan.simulated else SecureNoise()
-
         def coins(round: int) -> np.random.Generator:
             if plan.simulated:
                 return np.random.default_rng(derive_seed(seed, "cohort", plan.digest(), round))
             return SecretCoins()
 
-        def key(round: int) -> str:
-            simulated = f"{derive_seed(seed, 'noise', plan.digest(), mechanism.name, round):032x}"
-            return simulated if plan.simulated else secrets.token_hex(16)
-
         return Environment(
             collect=collect,
             sampler=Sampler.of(mechanism, plan.devices, coins),
-            noise=noise,
-            key=key,
+            noise=lambda round: self._noise(mechanism.name, round),
+            key=lambda round: self._key(mechanism.name, round),
             samples=int(self.task.local["blocks"]) if plan.unit == "interaction" else 1,
-            on_refused=lambda _, error: refusals.update([error.reason or "refused"]),
+            on_refused=_counting(refusals),
         )
+
+    def _started(
+        self,
+        released: Arrays,
+        ledger: Ledger,
+        refusals: Counter[str],
+        ask: Ask | None,
+        keep: Callable[[Arrays], object],
+    ) -> Arrays:
+        """Return the model that rounds start from: ``start`` as it is, or what the private start makes of it."""
+        if self.starting is None:
+            return self.start()
+        if ask is None:
+            raise PlanError("the job has a private start, and nobody to ask for it: give `ask`")
+        environment = StartEnvironment(
+            ask=ask,
+            noise=lambda mechanism: self._noise(mechanism, 0),
+            key=lambda mechanism: self._key(mechanism, 0),
+            on_refused=_counting(refusals),
+            keep=keep,
+        )
+        return run_start(
+            self.start(),
+            self.task.plan,
+            self.starting,
+            self.content(),
+            environment,
+            released=released,
+            ledger=ledger,
+        )
+
+    def _noise(self, mechanism: str, round: int) -> NoiseSource:
+        plan = self.task.plan
+        return SeededNoise(self.task.seed, plan.digest(), mechanism, round) if plan.simulated else SecureNoise()
+
+    def _key(self, mechanism: str, round: int) -> str:
+        plan = self.task.plan
+        simulated = f"{derive_seed(self.task.seed, 'noise', plan.digest(), mechanism, round):032x}"
+        return simulated if plan.simulated else secrets.token_hex(16)
 
     def check(self) -> None:
         """Raise PlanError for what this server cannot do as it was accounted."""
+        check_start(self.task.plan, self.starting, self.task.shape)
         if self.task.plan.mechanism(ROUNDS).bands > 1:
             raise PlanError("rounds.bands is above 1: correlated noise runs in simulations alone; make it 1")
         if not (self.deadline_s > 0 and self.wait_s >= 0 and self.every_s >= 0):
@@ -186,6 +268,10 @@ class Job:
             raise PlanError(f"{paces}: choose the deadline above 0, and the others from 0")
         if not 0 <= self.quorum <= self.task.plan.devices:
             raise PlanError(f"quorum is {self.quorum}: choose it from 0 to the {self.task.plan.devices} devices")
+
+
+def _counting(refusals: Counter[str]) -> Callable[[Update, UpdateError], None]:
+    return lambda _, error: refusals.update([error.reason or "refused"])
 
 
 def secret_cohorts(plan: Plan) -> bool:

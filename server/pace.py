@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,15 @@ class Pace:
         self._progress = read_progress(self.job.folder)
 
     def __call__(self, round: int, arrays: Arrays, cohort: np.ndarray, clip_norm: float | None) -> Iterator[Update]:
-        """Wait for the round's time and for the quorum, then yield what ``collect`` does."""
+        """Yield what ``collect`` does, at the round's time."""
+        yield from self.timed(lambda: self.collect(round, arrays, cohort, clip_norm))
+
+    def timed(self, ask: Callable[[], Iterable[Update]]) -> Iterator[Update]:
+        """Wait for the time of a round, or of a mechanism of the start, and for the quorum; then yield what comes."""
         self._wait()
         ends = time.monotonic() + self.job.deadline_s
         self._say("round", began=time.time())
-        yield from self.collect(round, arrays, cohort, clip_norm)
+        yield from ask()
         if secret_cohorts(self.job.task.plan):
             time.sleep(max(0.0, ends - time.monotonic()))
         self._say("working")

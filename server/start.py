@@ -13,8 +13,12 @@ from jaxtyping import Float, Int64
 from fedrecall.privacy.mechanisms import gaussian_sum, noise_second_moment
 from fedrecall.privacy.noise import NoiseSource
 from fedrecall.protocol.plan import Mechanism
-from fedrecall.protocol.records import CohortSum, Comparison, Release
+from fedrecall.protocol.records import Arrays, CohortSum, Comparison, Release
+from fedrecall.server.config import StartSettings
 from fedrecall.server.content import Content, extend, with_prior
+
+ITEM_TABLE = "item.id.weight"
+_AGE, _PROJECT = "transformer.recency.age.weight", "transformer.recency.project"
 
 
 def release_popularity(cohort: CohortSum, mechanism: Mechanism, noise: NoiseSource) -> Release:
@@ -121,3 +125,23 @@ def first_item_vectors(
         if content is not None:
             extend(vectors[:, 1:], content, top)
     return ItemVectors(vectors=vectors, directions=int(kept.sum()))
+
+
+def first_model(arrays: Arrays, first: ItemVectors, settings: StartSettings) -> dict[str, np.ndarray]:
+    """Return ``arrays`` with the first item vectors, and a context that is what its latest events are.
+
+    An event weighs ``decay`` to the power of its age; a context's taste is ``scale`` times the events', and its
+    popularity ``scale`` times ``popularity``, whatever the history.
+    """
+    window, dim = len(arrays[_AGE]), first.vectors.shape[1]
+    project = np.eye(dim, dtype=np.float32) * np.float32(settings.scale)
+    project[0, 0] = 0.0  # a context's popularity is the bias alone
+    bias = np.array(arrays[f"{_PROJECT}.bias"])
+    bias[0] = settings.scale * settings.popularity
+    return {
+        **arrays,
+        ITEM_TABLE: first.vectors.astype(np.float32),
+        _AGE: np.arange(window, dtype=np.float32)[:, None] * np.float32(np.log(settings.decay)),
+        f"{_PROJECT}.weight": project,
+        f"{_PROJECT}.bias": bias,
+    }

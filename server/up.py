@@ -173,7 +173,7 @@ def started(folder: Path, listen: Listen | None, *, tls: Path, database: Path | 
         flower.mkdir(mode=0o700, exist_ok=True)
         outside = certificates(tls, names(deployment))
         superlink = SuperLink(flower, certificates(flower / "tls", ["127.0.0.1"]), database and database.resolve())
-        most = sum(array.nbytes for array in job.start().values()) + SLACK
+        most = max(sum(array.nbytes for array in job.start().values()), job.bytes_of_start()) + SLACK
         children = {"superlink": superlink.command, "door": superlink.door(listen.host, listen.port, outside, most)}
         kept = {}
         for name, command in children.items():

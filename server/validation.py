@@ -9,6 +9,7 @@ from fedrecall.privacy.mechanisms import joint_norm
 from fedrecall.protocol.allow_list import WITHIN_CLIP
 from fedrecall.protocol.errors import UpdateError
 from fedrecall.protocol.records import Arrays, CohortSum, Update
+from fedrecall.protocol.statistics import Statistic
 
 Schema = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape and dtype of each array that an update must hold, by name."""
@@ -49,6 +50,20 @@ def validate_update(
     _validate_arrays(update.arrays, schema, wide=False)
     if clip_norm is not None:
         _validate_norm(update.arrays, clip_norm, f"the clip norm {clip_norm}")
+
+
+def validate_statistic(update: Update, statistic: Statistic, *, seen_nonces: AbstractSet[str]) -> None:
+    """Refuse what is not exactly what a mechanism of the start asked for; its norm is at most 1 (1 + 1e-6).
+
+    The norm is that of what the bytes and the scale add to the sum, worked out here.
+
+    Raises:
+        UpdateError: as ``validate_update``.
+    """
+    validate_update(update, statistic.schema, round=0, seen_nonces=seen_nonces)
+    norm = statistic.norm(update.arrays)
+    if not norm <= 1.0 + NORM_TOLERANCE:
+        raise UpdateError(f"{statistic.name} has norm {norm}, above 1: scale it before sending", reason="norm")
 
 
 def validate_cohort_sum(cohort: CohortSum, schema: Schema, *, round: int, clip_norm: float | None = None) -> None:

@@ -33,6 +33,7 @@ from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.randomness import derive_seed, public_rng
 from fedrecall.protocol.records import Arrays, CohortSum, Comparison, Update
 from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedrecall.server.config import StartSettings
 from fedrecall.server.content import Content
 from fedrecall.server.enforcement import check_trust
 from fedrecall.server.rounds import ROUNDS, Environment, ServerState, run_rounds, start_state
@@ -40,6 +41,7 @@ from fedrecall.server.sampling import Sampler
 from fedrecall.server.start import (
     compare,
     first_item_vectors,
+    first_model,
     release_popularity,
     release_second_moments,
 )
@@ -65,7 +67,7 @@ class World:
         store: training events.
         features: the item tower's public features [items, features], or ``None``.
         shape: of the model.
-        content: public features of items for the start (``simulations.data.content``), or ``None``.
+        content: public features of items for the start (``server.content_features``), or ``None``.
     """
 
     config: RunConfig
@@ -302,15 +304,15 @@ def start_arrays(
         cut=settings.cut,
         content=content,
     )
-    arrays[ITEM_ID] = first.vectors.astype(np.float32)
-    window = np.arange(world.shape.window, dtype=np.float32)[:, None]
-    arrays["transformer.recency.age.weight"] = window * np.float32(np.log(config.start.decay))
-    project = np.eye(world.shape.dim, dtype=np.float32) * np.float32(config.start.scale)
-    project[0, 0] = 0.0  # a context's popularity is the bias alone, whatever the history
-    arrays["transformer.recency.project.weight"] = project
-    arrays["transformer.recency.project.bias"][0] = config.start.scale * config.start.popularity
     progress("start", 3, steps)
-    return arrays, {"items": count, "directions": first.directions}
+    facts = {"items": count, "directions": first.directions}
+    return first_model(arrays, first, start_settings(config, plan, world.shape.n_items)), facts
+
+
+def start_settings(config: RunConfig, plan: Plan, n_items: int) -> StartSettings:
+    """Return the start of a run as a server carries it out."""
+    own = config.start.model_dump(include=set(StartSettings.model_fields))
+    return StartSettings(compared=moment_items(config, plan, n_items), **own)
 
 
 def noise_key(world: World, mechanism: str, round: int) -> str:

@@ -5,8 +5,8 @@ from typing import Literal
 from fedrecall.client.cohort import Towers
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.records import Arrays
+from fedrecall.server.content_features import content_features
 from fedrecall.simulations.config import RunConfig
-from fedrecall.simulations.data.content import content_features
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import Split, make_split
@@ -52,7 +52,7 @@ def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[S
         store=split.train,
         features=features,
         shape=shape,
-        content=content_features(dataset.catalogue),
+        content=content_features(dataset.catalogue.titles, dataset.catalogue.categories),
     )
     return split, world
 

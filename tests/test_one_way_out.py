@@ -60,7 +60,7 @@ MAY = {
     },
     "protocol": {
         *PLAIN,
-        *("errno", "hashlib", "json", "numpy", "os", "pathlib", "re", "safetensors", "tempfile"),
+        *("abc", "errno", "hashlib", "json", "numpy", "os", "pathlib", "re", "safetensors", "tempfile"),
     },
 }
 """What device code may name of other projects. ``client`` reads foreign files, so its list is to the function."""

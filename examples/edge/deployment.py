@@ -81,7 +81,7 @@ class Deployment:
         catalogue = folder / "items.csv"
         catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(ITEMS)))
         tiny = [f"{section}.{key}={value}" for section, keys in TINY.items() for key, value in keys.items()]
-        settings = [*tiny, f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}"]
+        settings = [*tiny, f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}", "start.enabled=false"]
         if cohort is not None:
             settings += [f"rounds.cohort={cohort}", 'rounds.sampling="limited"']
         given = [part for setting in settings for part in ("-c", setting)]

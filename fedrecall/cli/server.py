@@ -36,7 +36,8 @@ def init(
         list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
     ] = None,
     item_id: Annotated[str, typer.Option(metavar="COL", help="Of the catalogue, by name or number.")] = "1",
-    categories: Annotated[str | None, typer.Option(metavar="COL", help="Of the catalogue, for item features.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="COL", help="Of the catalogue; a year may end it.")] = None,
+    categories: Annotated[str | None, typer.Option(metavar="COL", help="Of the catalogue, with | between.")] = None,
     sep: Annotated[str | None, typer.Option(metavar="S", help="Of the catalogue; found out if absent.")] = None,
     no_header: Annotated[bool, typer.Option("--no-header", help="The catalogue's first line is an item.")] = False,
     event_weight: Annotated[
@@ -60,6 +61,7 @@ def init(
         folder=job,
         catalogue=catalogue,
         item_id=item_id,
+        title=title,
         categories=categories,
         separator=None if sep is None else sep.replace("\\t", "\t"),
         header=not no_header,

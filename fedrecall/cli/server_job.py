@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from fedrecall.client.events import DEFAULT_TYPE
 from fedrecall.client.folder import task_of
@@ -14,6 +15,8 @@ from fedrecall.privacy.accounting import account
 from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.randomness import public_rng
+from fedrecall.server.config import StartSettings
+from fedrecall.server.content_features import content_features
 from fedrecall.server.deployment import Deployment, check_deployment
 from fedrecall.server.job import Job
 from fedrecall.server.rounds import ROUNDS
@@ -21,11 +24,11 @@ from fedrecall.simulations.config import load_config
 from fedrecall.simulations.data.dataset import Catalogue
 from fedrecall.simulations.data.items import ItemColumns, read_items
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import shape_of
+from fedrecall.simulations.training import shape_of, start_settings
 
 _WAIT_S = 60.0
-_OF_A_DEPLOYMENT = ("start.enabled=false", 'rounds.train=["item.", "transformer."]')
-"""The private start is not asked of devices: item vectors begin as public random numbers, and rounds train them all."""
+_WITHOUT_START = 'rounds.train=["item.", "transformer."]'
+"""Item vectors that begin as public random numbers have all to be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class JobRequest:
     folder: Path
     catalogue: Path
     item_id: str
+    title: str | None
     categories: str | None
     separator: str | None
     header: bool
@@ -60,17 +64,16 @@ def make_job(request: JobRequest, progress: Progress) -> dict[str, Any]:
     folder = request.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is in use: choose a new folder for the job")
-    config = load_config(request.config, request.preset, [*_OF_A_DEPLOYMENT, *request.overrides])
-    if config.start.enabled:
-        raise UsageError("start.enabled is true: devices answer rounds alone, so leave it out")
-    columns = ItemColumns(item=request.item_id, categories=request.categories)
+    config = load_config(request.config, request.preset, [*request.overrides])
+    if not config.start.enabled:
+        config = load_config(request.config, request.preset, [_WITHOUT_START, *request.overrides])
+    columns = ItemColumns(item=request.item_id, title=request.title, categories=request.categories)
     layout = Layout(separator=request.separator, header=request.header)
     found = read_items(request.catalogue, columns, layout, progress)
     catalogue = Catalogue(ids=found.ids, titles=found.titles, categories=found.categories, source="file")
-    features = catalogue.category_matrix() if request.categories is not None else None
+    features = _features(catalogue) if config.model.features else None
     weights = _weights(request.event_weights) or {DEFAULT_TYPE: 1.0}
-    wide = config.model_copy(update={"model": config.model.model_copy(update={"features": features is not None})})
-    shape = shape_of(wide, len(catalogue), 0 if features is None else features.shape[1], len(weights))
+    shape = shape_of(config, len(catalogue), 0 if features is None else features.shape[1], len(weights))
     plan = replace(plan_for(config, request.devices), simulated=False)
     fresh = initial_arrays(shape, config.seed)
     arrays = {name: fresh[name].numpy().copy() for name in shared_names(fresh)}
@@ -90,6 +93,10 @@ def make_job(request: JobRequest, progress: Progress) -> dict[str, Any]:
     task = task_of(plan, shape, config.local, trained, config.seed)
     check_deployment(deployment, task)
     quorum = (plan.devices + 1) // 2 if request.quorum is None else request.quorum
+    starting, content = None, None
+    if config.start.enabled:
+        starting = start_settings(config, plan, shape.n_items)
+        content = content_features(catalogue.titles, catalogue.categories) if starting.content else None
     job = Job(
         folder=folder,
         task=task,
@@ -98,11 +105,12 @@ def make_job(request: JobRequest, progress: Progress) -> dict[str, Any]:
         wait_s=_WAIT_S,
         every_s=request.every_s,
         quorum=quorum,
+        starting=starting,
     )
     job.check()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    job.save(arrays)
+    job.save(arrays, content)
     deployment.save(folder)
     return {
         "job": str(folder),
@@ -110,11 +118,25 @@ def make_job(request: JobRequest, progress: Progress) -> dict[str, Any]:
         "items": len(catalogue),
         "trained": sum(arrays[name].size for name in trained),
         "bytes_of_an_update": sum(arrays[name].nbytes for name in trained),
+        "start": _start(starting, content, job),
         "rounds": plan.mechanism(ROUNDS).steps,
         "quorum": quorum,
         "digest": task.digest(),
         "adversaries": [asdict(row) for row in account(plan)],
     }
+
+
+def _features(catalogue: Catalogue) -> np.ndarray | None:
+    features = catalogue.category_matrix()
+    return features if features.shape[1] else None
+
+
+def _start(starting: StartSettings | None, content: sparse.csr_array | None, job: Job) -> dict[str, Any] | None:
+    """Return what devices are asked before the first round, as plain JSON data; ``None`` for nothing."""
+    if starting is None:
+        return None
+    terms = 0 if content is None else content.shape[1]
+    return {"compared": starting.compared, "terms": terms, "bytes": job.bytes_of_start()}
 
 
 def _weights(texts: tuple[str, ...]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedrecall.cli.app import call
@@ -11,6 +12,7 @@ from fedrecall.client.folder import DeviceFolder
 from fedrecall.privacy.accounting import account_adversary
 from fedrecall.privacy.budget import Budget
 from fedrecall.protocol.invitation import Invitation
+from fedrecall.server.content_features import content_features
 from fedrecall.server.job import Job
 
 from ..server.test_roster import public_key
@@ -49,11 +51,14 @@ def test_a_job_in_earnest_keeps_its_epsilon_and_is_its_owners_alone(run: Any, tm
     job = Job.load(tmp_path / "job")
     plan = job.task.plan
     assert not plan.simulated and plan.unit == "user"
-    assert [(m.name, m.steps) for m in plan.mechanisms] == [("rounds", 5)]
+    steps = [("popularity", 1), ("second_moments", 1), ("rounds", 5)]
+    assert [(m.name, m.steps) for m in plan.mechanisms] == steps
     assert account_adversary(plan, "released-model").epsilon == pytest.approx(8.0, abs=1e-3)
     assert made["adversaries"][0]["epsilon"] <= 8.0
     assert (job.every_s, job.deadline_s, job.quorum) == (3600.0, 30.0, 2)
-    assert {"item.id.weight"} < set(job.task.trained)
+    assert job.starting is not None and job.starting.compared == 3 and job.content() is None
+    assert made["start"] == {"compared": 3, "terms": 0, "bytes": job.bytes_of_start()}
+    assert "item.id.weight" not in job.task.trained, "rounds train what the preset's rounds train"
     assert not any(name.startswith("user.") for name in job.start())
     assert made["bytes_of_an_update"] == sum(job.start()[name].nbytes for name in job.task.trained)
     assert (tmp_path / "job").stat().st_mode & 0o077 == 0
@@ -83,6 +88,7 @@ def test_an_invitation_is_the_keys_and_a_device_can_enrol_with_it(run: Any, tmp_
 def test_features_and_event_types_reach_the_device(run: Any, tmp_path: Path) -> None:
     catalogue = "item,kinds\nx,a|b\ny,b\nz,\n"
     options = ["--categories", "kinds", "--event-weight", "view=1", "--event-weight", "buy=3.5"]
+    options += ["-c", "model.features=true", "-c", "start.enabled=false"]
     assert run(*init(tmp_path, *options, catalogue=catalogue))[0] == 0
     out = tmp_path / "invitation.json"
     run("invite", tmp_path / "job", "--public-key", key_file(tmp_path), "--out", out)
@@ -93,10 +99,33 @@ def test_features_and_event_types_reach_the_device(run: Any, tmp_path: Path) -> 
     assert "item.features.weight" in invitation.task.trained
 
 
+def test_titles_and_categories_are_content_of_the_start(run: Any, tmp_path: Path) -> None:
+    catalogue = "item,name,kinds\nx,Red Rose (1990),a|b\ny,Red Fox (1995),b\nz,,\n"
+    code, made, _ = run(*init(tmp_path, "--title", "name", "--categories", "kinds", catalogue=catalogue))
+    job = Job.load(tmp_path / "job")
+    content = job.content()
+    assert code == 0 and content is not None and made["start"]["terms"] == content.features.shape[1]
+    expected = content_features(["Red Rose (1990)", "Red Fox (1995)", ""], [("a", "b"), ("b",), ()])
+    assert expected is not None
+    np.testing.assert_array_equal(content.features.toarray(), expected.toarray())
+    run("invite", tmp_path / "job", "--public-key", key_file(tmp_path), "--out", tmp_path / "invitation.json")
+    assert Invitation.load(tmp_path / "invitation.json").features is None, "content is the server's alone"
+
+
+def test_without_a_start_the_whole_budget_is_the_rounds_and_they_train_everything(run: Any, tmp_path: Path) -> None:
+    code, made, _ = run(*init(tmp_path, "-c", "start.enabled=false"))
+    job = Job.load(tmp_path / "job")
+    assert code == 0 and job.starting is None and made["start"] is None
+    assert [m.name for m in job.task.plan.mechanisms] == ["rounds"]
+    assert {"item.id.weight"} < set(job.task.trained)
+    assert job.start()["item.id.weight"].any()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["-c", "start.enabled=true"], "start.enabled"),
+        (["--preset", "interaction-eps8"], "start.enabled=false"),
+        (["-c", "start.items=1"], "start.items"),
         (["-c", 'rounds.train=["user."]'], "rounds.train"),
         (["-c", "rounds.cohrt=3"], "rounds.cohort"),
         (["--quorum", 5], "quorum is 5"),

@@ -6,10 +6,12 @@ import pytest
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import CohortSum, Comparison
+from fedrecall.server.config import StartSettings
 from fedrecall.server.start import (
     ItemVectors,
     compare,
     first_item_vectors,
+    first_model,
     popular_items,
     release_popularity,
     release_second_moments,
@@ -150,3 +152,37 @@ def test_popularity_is_the_first_column_from_zero_to_one() -> None:
 def test_more_columns_than_items_stay_zero() -> None:
     found = first_item_vectors(np.ones(4), np.eye(2), items(np.array([1, 3])), mechanism(0.0), 7, power=0.5, cut=0.4)
     assert found.vectors.shape == (4, 7) and found.directions == 2 and not found.vectors[:, 3:].any()
+
+
+def test_the_first_context_is_its_latest_events_and_a_popularity_that_no_history_moves() -> None:
+    settings = StartSettings(
+        compared=0,
+        reach=1.0,
+        exponent=0.0,
+        power=0.5,
+        cut=0.0,
+        content=0.0,
+        content_items=1,
+        decay=0.8,
+        scale=10.0,
+        popularity=0.3,
+    )
+    fresh = {
+        "item.id.weight": np.ones((6, 3), np.float32),
+        "transformer.recency.age.weight": np.ones((4, 1), np.float32),
+        "transformer.recency.project.weight": np.ones((3, 3), np.float32),
+        "transformer.recency.project.bias": np.zeros(3, np.float32),
+        "transformer.out.weight": np.full((3, 3), 7, np.float32),
+    }
+    before = {name: array.copy() for name, array in fresh.items()}
+    vectors = np.random.default_rng(0).standard_normal((6, 3))
+    found = first_model(fresh, ItemVectors(vectors=vectors, directions=2), settings)
+    assert all(array.dtype == np.float32 and array.shape == before[name].shape for name, array in found.items())
+    np.testing.assert_allclose(np.exp(found["transformer.recency.age.weight"][:, 0]), 0.8 ** np.arange(4), rtol=1e-6)
+    project, bias = (found[f"transformer.recency.project.{part}"] for part in ("weight", "bias"))
+    for event in vectors:
+        np.testing.assert_allclose(project @ event + bias, [3.0, 10 * event[1], 10 * event[2]], rtol=1e-5)
+    np.testing.assert_array_equal(found["item.id.weight"], vectors.astype(np.float32))
+    np.testing.assert_array_equal(found["transformer.out.weight"], before["transformer.out.weight"])
+    for name, array in fresh.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=f"{name} of the input is not touched")

@@ -86,7 +86,7 @@ def test_the_sensitivity_of_the_start_reaches_its_bound(tmp_path: Path) -> None:
     assert [a.name for a in found] == ["sensitivity: popularity", "sensitivity: second_moments"]
     (local,) = start_sensitivity(Trial(subject("local", 0), tmp_path / "local"))
     for attempt in (*found, local):
-        assert attempt.verdict == "held" and attempt.score == pytest.approx(1.0, abs=1e-9)
+        assert attempt.verdict == "held" and 1 - 1e-6 < attempt.score < 1 + 1e-9
     # Devices with one item, and all of one item, compare nothing; an event that is held twice is no loss.
     assert min(found[1].detail["ratios"]) == min(local.detail["ratios"]) == 0.0
 

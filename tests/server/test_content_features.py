@@ -3,17 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from fedrecall.simulations.data.content import content_features
-from fedrecall.simulations.data.dataset import Catalogue
-
-
-def catalogue(titles: list[str], categories: list[tuple[str, ...]]) -> Catalogue:
-    ids = tuple(str(i) for i in range(len(titles)))
-    return Catalogue(ids=ids, titles=tuple(titles), categories=tuple(categories), source="file")
+from fedrecall.server.content_features import content_features
 
 
 def likeness(titles: list[str], categories: list[tuple[str, ...]] | None = None) -> np.ndarray:
-    features = content_features(catalogue(titles, categories or [()] * len(titles)))
+    features = content_features(titles, categories or [()] * len(titles))
     assert features is not None
     return (features @ features.T).toarray()
 
@@ -53,5 +47,5 @@ def test_parts_add_up() -> None:
 
 
 def test_a_catalogue_of_numbers_alone_has_no_content() -> None:
-    assert content_features(catalogue(["", "", ""], [(), (), ()])) is None
-    assert content_features(catalogue(["only once", "never again"], [("all",), ("all",)])) is None
+    assert content_features(["", "", ""], [(), (), ()]) is None
+    assert content_features(["only once", "never again"], [("all",), ("all",)]) is None

@@ -1,11 +1,13 @@
 """What is public about items, as sparse features whose products say how alike two items are."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
 
-from fedrecall.simulations.data.dataset import Catalogue
+from fedrecall.protocol.errors import CorruptArtefact
+from fedrecall.protocol.tensors import pack, unpack
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 _WORD = re.compile(r"\w+")
@@ -13,8 +15,10 @@ _YEARS = 10.0
 """Years over which the likeness of two items falls to 1 / e."""
 
 
-def content_features(catalogue: Catalogue) -> sparse.csr_array | None:
+def content_features(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> sparse.csr_array | None:
     """Return features [items, terms] of the public catalogue; ``None`` where it has neither categories nor titles.
+
+    Each item has one title and any number of categories; what is unknown is empty.
 
     A row is up to three parts, each of length 1 where it is known and zero where not, so that the product of two rows
     is the sum of three likenesses from 0 to 1:
@@ -23,14 +27,32 @@ def content_features(catalogue: Catalogue) -> sparse.csr_array | None:
     - the year that ends a title, as in "Heat (1995)": exp(-years apart / 10);
     - the title's other words: as categories; a word of one title alone says nothing about another.
     """
-    titles = [_YEAR.sub("", title).casefold() for title in catalogue.titles]
+    words = [set(_WORD.findall(_YEAR.sub("", title).casefold())) for title in titles]
     parts = [
-        _documents([set(row) for row in catalogue.categories], least=1),
-        _years([_YEAR.search(title) for title in catalogue.titles]),
-        _documents([set(_WORD.findall(title)) for title in titles], least=2),
+        _documents([set(row) for row in categories], least=1),
+        _years([_YEAR.search(title) for title in titles]),
+        _documents(words, least=2),
     ]
     known = [part for part in parts if part.nnz]
     return sparse.csr_array(sparse.hstack(known)) if known else None
+
+
+def pack_features(features: sparse.csr_array) -> bytes:
+    """Encode features as bytes that ``unpack_features`` reads."""
+    parts = {"data": features.data, "indices": features.indices, "indptr": features.indptr}
+    return pack(parts, {"terms": features.shape[1]})
+
+
+def unpack_features(data: bytes, *, what: str) -> sparse.csr_array:
+    """Decode what ``pack_features`` wrote; raises CorruptArtefact for anything else, naming ``what``."""
+    parts, header = unpack(data, what=what)
+    try:
+        shape = (len(parts["indptr"]) - 1, int(header["terms"]))
+        found = sparse.csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        found.check_format(full_check=True)
+    except (KeyError, ValueError, TypeError) as error:
+        raise CorruptArtefact(f"{what} holds no features of items ({error}): make the job again") from error
+    return found
 
 
 def _documents(documents: list[set[str]], *, least: int) -> sparse.csr_array:
