@@ -19,7 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAPPING: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
-TARGETS = {"help", "setup", "run", "test", "test-all", "lint", "types", "bench", "audit", "clean"}
+TARGETS = {"help", "setup", "run", "test", "test-all", "lint", "types", "bench", "audit", "frontier", "clean"}
 
 
 def pins() -> dict[str, Version]:
