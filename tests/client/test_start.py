@@ -64,7 +64,7 @@ def test_popularity_is_the_sum_over_devices(histories: list[list[int]]) -> None:
     found = popularity_sum(store_of(histories), "user")
     assert found.devices == len(histories) and set(found.arrays) == {"popularity"}
     expected = sum(popularity_contribution(np.array(h, dtype=np.int64), N_ITEMS) for h in histories)
-    np.testing.assert_allclose(found.arrays["popularity"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.arrays["popularity"], expected, rtol=0, atol=1e-5)
     plain = popularity_sum(store_of(histories), "interaction").arrays["popularity"]
     np.testing.assert_array_equal(plain, [sum(i in h for h in histories) for i in range(N_ITEMS)])
 
@@ -88,10 +88,11 @@ def test_second_moments_are_the_sum_over_devices(histories: list[list[int]], see
     found = second_moment_sum(store_of(histories), comparison)
     assert found.devices == len(histories) and set(found.arrays) == {"second_moments"}
     each = [contribution(h, comparison) for h in histories]
-    np.testing.assert_allclose(found.arrays["second_moments"], sum(each), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.arrays["second_moments"], sum(each), rtol=0, atol=1e-5)
     for history, expected in zip(histories, each, strict=True):
         alone = second_moments(np.array(history, dtype=np.int64), comparison)
-        np.testing.assert_allclose(alone, expected, atol=1e-9)
+        # The scale that travels is one float32, rounded down.
+        np.testing.assert_allclose(alone, expected, rtol=1.3e-7, atol=1e-9)
         np.testing.assert_allclose(alone, alone.T, atol=1e-12)
 
 
