@@ -11,13 +11,13 @@ from typing import Any
 from fedrecall.client.enrolment import ENROLMENT, EVENTS, LEDGER, SENT, STATE, check_private
 from fedrecall.client.event_database import EventDatabase
 from fedrecall.client.join import FLOWER, LOCK, PROGRAMS, ROOTS, STATUS
-from fedrecall.client.lock import only_one
 from fedrecall.client.node_key import PRIVATE, PUBLIC
 from fedrecall.client.spool import SPOOLED
 from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.files import read_bounded, sync_folder, write_atomic
 from fedrecall.protocol.invitation import Invitation
 from fedrecall.protocol.jsontext import dumps
+from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.tensors import unpack
 
 _MAX_BYTES = 1 << 30

@@ -14,12 +14,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrecall.protocol.errors import FedrecallError
+from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.server.deployment import Deployment, is_deployment
 from fedrecall.server.grid import DeviceCollector, Roll
-from fedrecall.server.job import Job, Publish
-from fedrecall.server.locks import ROUNDS as LOCK
-from fedrecall.server.locks import only_one
+from fedrecall.server.job import RUNNING, Job, Publish
 from fedrecall.server.pace import Pace, note_end
 from fedrecall.server.publish import Publisher
 from fedrecall.server.roster import Roster
@@ -40,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _LOG.addHandler(handler)
     # A second run would charge and ask every round twice.
-    with only_one(folder / LOCK):
+    with only_one(folder / RUNNING, f"another process runs the rounds of {folder}: end that one"):
         try:
             run(grid, Job.load(folder))
         except FedrecallError as error:

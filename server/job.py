@@ -38,6 +38,9 @@ from fedrecall.server.starting import Ask, StartEnvironment, bytes_of_start, che
 
 CHECKPOINTS, LEDGER = "checkpoints", "ledger.jsonl"
 """Names in the job's folder."""
+
+UP, RUNNING = ".up.lock", ".rounds.lock"
+"""Locks there: of the one ``server up`` of a job, and of the one process that runs its rounds."""
 _JOB, _START, _CONTENT = "job.json", "start.safetensors", "content.safetensors"
 _PACES = ("deadline_s", "wait_s", "every_s")
 _MAX_BYTES = 64 << 30

@@ -11,11 +11,10 @@ from fedrecall.privacy.chain import head_path
 from fedrecall.privacy.ledger import Ledger
 from fedrecall.protocol.errors import CorruptArtefact
 from fedrecall.protocol.files import read_bounded
+from fedrecall.protocol.lock import is_held
 from fedrecall.protocol.plan import Plan
 from fedrecall.server.checkpoint import rounds_done
-from fedrecall.server.job import CHECKPOINTS, LEDGER, Job, secret_cohorts
-from fedrecall.server.locks import ROUNDS as RUNNING
-from fedrecall.server.locks import UP, is_held
+from fedrecall.server.job import CHECKPOINTS, LEDGER, RUNNING, UP, Job, secret_cohorts
 from fedrecall.server.pace import read_progress
 from fedrecall.server.publish import RELEASES, found
 from fedrecall.server.roster import Roster

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from fedrecall.protocol.errors import FedrecallError, UsageError
 from fedrecall.protocol.files import write_json_atomic
+from fedrecall.protocol.lock import is_held, only_one
 from fedrecall.server.certificates import certificates
 from fedrecall.server.checkpoint import rounds_done
 from fedrecall.server.children import BackOff, Child
 from fedrecall.server.deployment import Deployment, is_deployment
 from fedrecall.server.grid import SLACK
-from fedrecall.server.job import CHECKPOINTS, Job
-from fedrecall.server.locks import ROUNDS as RUNNING
-from fedrecall.server.locks import UP, is_held, only_one
+from fedrecall.server.job import CHECKPOINTS, RUNNING, UP, Job
 from fedrecall.server.metrics import serve_metrics
 from fedrecall.server.pace import read_progress
 from fedrecall.server.roster import Roster
@@ -159,8 +158,8 @@ def started(folder: Path, listen: Listen | None, *, tls: Path, database: Path | 
         say: told of what an operator would want to know.
 
     Raises:
-        UsageError: the folder holds no deployment, or another server is up in it.
-        FedrecallError: a certificate has ended, or a file cannot be written.
+        UsageError: the folder holds no deployment.
+        FedrecallError: another server is up in it, a certificate has ended, or a file cannot be written.
     """
     folder = folder.resolve()
     if not is_deployment(folder):
@@ -169,7 +168,7 @@ def started(folder: Path, listen: Listen | None, *, tls: Path, database: Path | 
     listen = listen or Listen(host="0.0.0.0", port=deployment.port)
     flower = folder / "flower"
     with ExitStack() as stack:
-        stack.enter_context(only_one(folder / UP))
+        stack.enter_context(only_one(folder / UP, f"{folder} is in use by another `server up`: end that one"))
         flower.mkdir(mode=0o700, exist_ok=True)
         outside = certificates(tls, names(deployment))
         superlink = SuperLink(flower, certificates(flower / "tls", ["127.0.0.1"]), database and database.resolve())

@@ -37,7 +37,7 @@ from fedrecall.server.grid import SLACK, Post, as_message, exchange, packed_byte
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import load_config, parse_config
 from fedrecall.simulations.run import run
-from fedrecall.simulations.training import World, threads, trained_names
+from fedrecall.simulations.training import World, cohort_of, threads, trained_names, trainer_of
 
 _MAX_BYTES = 64 << 30
 _START_S = 300.0
@@ -144,29 +144,11 @@ class _Host:
 
     @cached_property
     def _cohort(self) -> Cohort:
-        world = self.world
-        return Cohort(
-            store=world.store,
-            shape=world.shape,
-            features=world.features,
-            local=world.config.local,
-            unit=world.plan.unit,
-            trained=trained_names(world),
-            seed=world.config.seed,
-            device=torch.device("cpu"),
-        )
+        return cohort_of(self.world)
 
     @cached_property
     def _trainer(self) -> Trainer:
-        world = self.world
-        return Trainer(
-            shape=world.shape,
-            features=world.features,
-            local=world.config.local,
-            plan=world.plan,
-            trained=trained_names(world),
-            seed=world.config.seed,
-        )
+        return trainer_of(self.world)
 
     def many(self, arrays: Arrays, header: dict[str, Any], users: np.ndarray) -> bytes:
         adaptive = self.world.plan.mechanism(ROUNDS).adaptive_clip is not None

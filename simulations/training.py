@@ -235,6 +235,33 @@ def trained_names(world: World) -> tuple[str, ...]:
     return tuple(name for name in names if name.startswith(world.config.rounds.train))
 
 
+def cohort_of(world: World, *, workers: int = 1) -> Cohort:
+    """Return the batched path of a world, in this process."""
+    return Cohort(
+        store=world.store,
+        shape=world.shape,
+        features=world.features,
+        local=world.config.local,
+        unit=world.plan.unit,
+        trained=trained_names(world),
+        seed=world.config.seed,
+        device=torch.device("cpu"),
+        workers=workers,
+    )
+
+
+def trainer_of(world: World) -> Trainer:
+    """Return the device path of a world."""
+    return Trainer(
+        shape=world.shape,
+        features=world.features,
+        local=world.config.local,
+        plan=world.plan,
+        trained=trained_names(world),
+        seed=world.config.seed,
+    )
+
+
 def initial_towers(world: World) -> Towers:
     """Return the towers of all devices before their first round."""
     seed = derive_seed(world.config.seed, "model")
@@ -381,18 +408,7 @@ def _environment(world: World, collect: Collect, result: Trained) -> Environment
 
 def _cohort_collector(world: World, towers: Towers | None) -> Collect:
     mechanism = world.plan.mechanism(ROUNDS)
-    cohort = Cohort(
-        store=world.store,
-        shape=world.shape,
-        features=world.features,
-        local=world.config.local,
-        unit=world.plan.unit,
-        trained=trained_names(world),
-        seed=world.config.seed,
-        device=torch.device("cpu"),
-        workers=threads(world.config),
-    )
-
+    cohort = cohort_of(world, workers=threads(world.config))
     count_within = mechanism.adaptive_clip is not None
 
     def collect(round: int, arrays: Arrays, users: np.ndarray, clip_norm: float | None) -> CohortSum:
@@ -402,14 +418,7 @@ def _cohort_collector(world: World, towers: Towers | None) -> Collect:
 
 
 def _device_collector(world: World, towers: Towers | None) -> Collect:
-    trainer = Trainer(
-        shape=world.shape,
-        features=world.features,
-        local=world.config.local,
-        plan=world.plan,
-        trained=trained_names(world),
-        seed=world.config.seed,
-    )
+    trainer = trainer_of(world)
     digest = world.plan.digest()
 
     def collect(round: int, arrays: Arrays, users: np.ndarray, clip_norm: float | None) -> Iterator[Update]:

@@ -2,7 +2,8 @@
 
 A search reads the held-out events of real users once a trial: on real people every trial is a release of its own
 (PRIVACY.md, rule 12). By default the search is simulation only, outside epsilon, and says so. With ``count_noise`` each
-trial's validation sum is itself a Gaussian release, and the answer states the epsilon of all trials together.
+trial's validation sum is itself a Gaussian release, and the answer states the epsilon of all trials together: what the
+same search would cost on real users, with secret noise in the place of the simulation's, whose seed is known.
 """
 
 import math
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from fedrecall.privacy.accounting import account_adversary
+from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.errors import FedrecallError, UsageError
 from fedrecall.protocol.files import write_atomic, write_json_atomic
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.plan import Mechanism, Plan
-from fedrecall.protocol.randomness import derive_seed, public_rng
+from fedrecall.protocol.randomness import derive_seed
 from fedrecall.simulations.config import RunConfig, parse_config, to_toml
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.plan import plan_for
@@ -132,15 +134,17 @@ def tune(
         # A killed trial stays without a value and counts for nothing; the same number is asked again.
         trial = study.ask()
         chosen = {} if number == 0 else {r.key: _suggest(trial, r) for r in ranges}
+        # Noise is a function of seed and plan: trials of one plan would share it, and their difference be noiseless.
+        own = {"seed": derive_seed(config.seed, "tune trial", number) % 2**63}
         try:
-            exact = _trial(_with(config, chosen), dataset, out / "trial", metric, number, trials, progress)
+            exact = _trial(_with(config, chosen | own), dataset, out / "trial", metric, number, trials, progress)
         except FedrecallError as error:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise UsageError(f"trial {number} with {chosen} cannot be run: {error}; narrow the ranges") from error
-        noise = public_rng(config.seed, "tune noise", number).normal(0.0, count_noise) if count_noise else 0.0
+        drawn = SeededNoise(config.seed, "tune", number).normal((), count_noise) if count_noise else 0.0
         trial.set_user_attr("settings", chosen)
         trial.set_user_attr("number", number)
-        study.tell(trial, exact + noise / dataset.events.n_users)
+        study.tell(trial, exact + float(drawn) / dataset.events.n_users)
     progress("trials", trials, trials)
     rows = sorted(
         (
@@ -243,11 +247,16 @@ def _cost(config: RunConfig, devices: int, settings: list[dict[str, Any]], count
         count = Mechanism(name=f"validation, trial {number + 1}", clip_norm=clip, noise_multiplier=count_noise)
         mechanisms += [*named, count]
     whole = None if plan is None else account_adversary(replace(plan, mechanisms=tuple(mechanisms)), "released-model")
-    together = "all trials and their noised validation sums together, everything released"
+    together = "all trials and their noised validation sums together, everything released; simulated: seeded noise"
     exact = "outside epsilon: the settings were chosen on exact validation figures. Simulation only"
     return {
         "charged": bool(count_noise),
         "count_noise": count_noise,
+        "simulated": True,
+        "unit": config.privacy.unit,
+        "adversary": "released-model",
+        "adjacency": whole.adjacency if whole else None,
+        "sampling": whole.sampling if whole else None,
         "epsilon": whole.epsilon if whole else None,
         "delta": config.privacy.delta,
         "reason": together if count_noise else exact,

@@ -83,9 +83,7 @@ MAY_ALONE = {
         *("collections.Counter", "contextlib.contextmanager", "math", "os.O_CREAT", "os.O_RDWR", "os.close"),
         *("os.open", "sqlite3", "types.TracebackType"),
     },
-    "client/lock.py": {
-        *("contextlib.contextmanager", "fcntl", "os.O_CREAT", "os.O_RDWR", "os.close", "os.open"),
-    },
+    "protocol/lock.py": {"collections.abc", "contextlib.contextmanager", "fcntl"},
     "client/spool.py": {"contextlib.contextmanager", "fcntl", "os.close", "os.write", "tempfile.mkstemp"},
     "client/my_data.py": {"io.BytesIO", "os.walk", "zipfile"},
     "client/node_key.py": {"cryptography"},
@@ -125,7 +123,7 @@ WRITING = {
 }
 WRITERS = {
     *("protocol/files.py", "privacy/chain.py"),
-    *("client/event_database.py", "client/lock.py", "client/spool.py"),
+    *("client/event_database.py", "protocol/lock.py", "client/spool.py"),
 }
 """Files that write to the device's own disk: the one atomic write of all artefacts, ledgers, events, locks."""
 

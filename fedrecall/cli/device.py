@@ -80,11 +80,11 @@ def _enrol(
     from fedrecall.client.enrolment import LEDGER
     from fedrecall.client.folder import DeviceFolder
     from fedrecall.client.join import LOCK
-    from fedrecall.client.lock import only_one
     from fedrecall.privacy.accounting import account
     from fedrecall.privacy.budget import Budget
     from fedrecall.privacy.device_report import cost_of, device_report
     from fedrecall.protocol.invitation import Invitation
+    from fedrecall.protocol.lock import only_one
 
     invited = Invitation.load(file)
     plan = invited.task.plan
@@ -156,9 +156,9 @@ def join(folder: Folder, format: FormatOption = "text") -> None:
 
     from fedrecall.client.enrolment import enrolled
     from fedrecall.client.join import LOCK, STATUS, supernode_command, supernode_environment
-    from fedrecall.client.lock import only_one
     from fedrecall.client.supervise import supervise
     from fedrecall.protocol.files import write_json_atomic
+    from fedrecall.protocol.lock import only_one
     from fedrecall.simulations.quiet import SILENCE
 
     output = Output(format)

@@ -65,6 +65,7 @@ def _told(result: dict[str, Any], best: Path, picture: Path) -> list[Any]:
     return [
         table(f"best of {len(result['trials'])} trials, number {chosen['trial'] + 1}", ["setting", "value"], rows),
         f"{metric} on validation: {chosen['value']:.4f}; the preset: {result['preset']['value']:.4f}",
-        f"What the search cost on real users: {epsilon} at delta {privacy['delta']:g} ({privacy['reason']})",
+        f"What the search cost on real users: {epsilon} at delta {privacy['delta']:g}, unit {privacy['unit']}, "
+        f"against {privacy['adversary']} ({privacy['reason']})",
         f"Run it: fedrecall run {best}    Picture: {picture}",
     ]

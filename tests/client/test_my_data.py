@@ -12,11 +12,11 @@ from fedrecall.client.events import EventColumns
 from fedrecall.client.folder import DeviceFolder
 from fedrecall.client.ingest import ingest
 from fedrecall.client.join import supernode_command, supernode_environment
-from fedrecall.client.lock import only_one
 from fedrecall.client.my_data import export_my_data, forget
 from fedrecall.client.node_key import make_node_key
 from fedrecall.privacy.budget import Budget
 from fedrecall.protocol.errors import BudgetExhausted, CorruptArtefact, DataError, FedrecallError, UsageError
+from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.tensors import pack, unpack
 

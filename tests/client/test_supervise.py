@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from fedrecall.client.lock import only_one
 from fedrecall.client.supervise import Backoff
 from fedrecall.protocol.errors import DataError, FedrecallError
+from fedrecall.protocol.lock import only_one
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import json, sys
 from pathlib import Path
-from fedrecall.client.lock import only_one
+from fedrecall.protocol.lock import only_one
 from fedrecall.client.supervise import Backoff, supervise
 settings = json.loads(sys.argv[1])
 def told(status):

@@ -13,8 +13,8 @@ import pytest
 
 from fedrecall.cli.app import call
 from fedrecall.client.folder import DeviceFolder
-from fedrecall.client.lock import only_one
 from fedrecall.protocol.item_table import ItemTable
+from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.tensors import pack
 from fedrecall.server.release import write_release

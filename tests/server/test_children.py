@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fedrecall.protocol.errors import UsageError
+from fedrecall.protocol.errors import FedrecallError
+from fedrecall.protocol.lock import is_held, only_one
 from fedrecall.server.children import MOST_S, BackOff, Child
-from fedrecall.server.locks import is_held, only_one
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "import os, sys, time; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(60)"
@@ -112,13 +112,13 @@ def test_pauses_double_to_a_minute_and_start_anew_after_calm(monkeypatch: pytest
 def test_one_process_holds_a_lock_and_a_kill_lifts_it(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     assert not is_held(path)
-    with only_one(path):
-        with pytest.raises(UsageError, match="in use"), only_one(path):
+    with only_one(path, "busy"):
+        with pytest.raises(FedrecallError, match="busy"), only_one(path, "busy"):
             pass
         assert is_held(path)
     code = (
-        "import sys, time; from pathlib import Path; from fedrecall.server.locks import only_one\n"
-        "with only_one(Path(sys.argv[1])): time.sleep(60)"
+        "import sys, time; from pathlib import Path; from fedrecall.protocol.lock import only_one\n"
+        "with only_one(Path(sys.argv[1]), 'busy'): time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
     until(lambda: is_held(path))

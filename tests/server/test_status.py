@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedrecall.privacy.accounting import account_adversary
 from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.files import write_json_atomic
-from fedrecall.server.job import Job
-from fedrecall.server.locks import ROUNDS as RUNNING
-from fedrecall.server.locks import UP, only_one
+from fedrecall.protocol.lock import only_one
+from fedrecall.server.job import RUNNING, UP, Job
 from fedrecall.server.metrics import metrics_text, serve_metrics
 from fedrecall.server.publish import Publisher
 from fedrecall.server.roster import Roster
@@ -48,9 +47,9 @@ def test_status_of_a_job_that_runs_and_of_one_that_does_not(tmp_path: Path) -> N
     job = trained(tmp_path)
     down = status(tmp_path, Spending(tmp_path))
     assert (down["up"], down["state"], down["uptime_s"], down["devices"]["connected"]) == (False, "down", None, None)
-    with only_one(tmp_path / UP):
+    with only_one(tmp_path / UP, "busy"):
         assert status(tmp_path, Spending(tmp_path))["state"] == "starting"
-        with only_one(tmp_path / RUNNING):
+        with only_one(tmp_path / RUNNING, "busy"):
             found = status(tmp_path, Spending(tmp_path))
     assert (found["up"], found["state"]) == (True, "round")
     assert found["rounds"] == {"done": 4, "planned": 4}

@@ -11,7 +11,7 @@ import pytest
 from fedrecall.protocol.errors import ConfigError, FedrecallError
 from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.simulations.quiet import silence
-from fedrecall.simulations.training import Collect, World, start_arrays, train
+from fedrecall.simulations.training import Collect, World, cohort_of, start_arrays, train
 from fedrecall.simulations.wiring import prepare
 
 silence()
@@ -76,21 +76,7 @@ class TestCollector:
 
 def flower_free(world: World) -> Collect:
     """Return the batched path in this process."""
-    import torch
-
-    from fedrecall.client.cohort import Cohort
-    from fedrecall.simulations.training import trained_names
-
-    cohort = Cohort(
-        store=world.store,
-        shape=world.shape,
-        features=world.features,
-        local=world.config.local,
-        unit=world.plan.unit,
-        trained=trained_names(world),
-        seed=world.config.seed,
-        device=torch.device("cpu"),
-    )
+    cohort = cohort_of(world)
 
     def collect(round: int, arrays: Arrays, users: np.ndarray, clip: float | None) -> CohortSum:
         return cohort.collect(round, arrays, users, clip_norm=clip)

@@ -9,6 +9,7 @@ from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.errors import ConfigError, UsageError
 from fedrecall.simulations import tune as tuning
 from fedrecall.simulations.config import load_config
+from fedrecall.simulations.training import server_noise
 from fedrecall.simulations.tune import BEST, PICTURE, Range, parse_range, tune
 from tests.simulations.small_runs import small_config
 
@@ -107,3 +108,17 @@ def test_ranges_are_read_and_refused(tmp_path: Path) -> None:
         search(tmp_path / "x", 1, metric="coverage@10")
     assert not (tmp_path / "x").exists()
     assert dataclasses.asdict(RANGES[0])["log"]
+
+
+def test_trials_of_one_plan_draw_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared noise would cancel between two trials: their composition could then not be what is stated."""
+    seen, real = [], tuning.train
+
+    def train(world, *args, **kwargs):
+        draws = [server_noise(world, name, 0).normal((4,), 1.0).tolist() for name in ("popularity", "second_moments")]
+        seen.append((world.plan.digest(), str(draws)))
+        return real(world, *args, **kwargs)
+
+    monkeypatch.setattr(tuning, "train", train)
+    search(tmp_path, 3, ranges=(RANGES[0],))
+    assert len({plan for plan, _ in seen}) == 1 and len({draws for _, draws in seen}) == 3

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int64
 
 from fedrecall.client.cohort import Cohort
@@ -89,20 +88,6 @@ def cut_to_window(store: EventStore, window: int) -> EventStore:
     """Return each device's latest ``window + 1`` events: all of them are in every round, the worst case for it."""
     place = np.arange(store.n_events) - store.offsets[store.users()]
     return store.select(place >= (store.counts() - window - 1)[store.users()])
-
-
-def engine(world: World) -> Cohort:
-    """Return the batched path of a world, in this process and on one thread."""
-    return Cohort(
-        store=world.store,
-        shape=world.shape,
-        features=world.features,
-        local=world.config.local,
-        unit=world.plan.unit,
-        trained=trained_names(world),
-        seed=world.config.seed,
-        device=torch.device("cpu"),
-    )
 
 
 def observe(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from fedrecall.client.trainer import Device, Trainer
+from fedrecall.client.trainer import Device
 from fedrecall.models.recall import initial_arrays
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.randomness import derive_seed, public_rng
@@ -19,7 +19,7 @@ from fedrecall.protocol.tensors import pack
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.audit.attacks.scores import Guesses, halves, not_tested, to_attempt
 from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.training import World, trained_names
+from fedrecall.simulations.training import World, trainer_of
 
 LENGTH = "history length"
 REPEATS = 5
@@ -93,14 +93,7 @@ def answers(
     world: World, arrays: Arrays, devices: Int64[np.ndarray, " devices"], rng: np.random.Generator, seed: int
 ) -> tuple[Float64[np.ndarray, "devices rounds"], Int64[np.ndarray, "devices rounds"]]:
     """Return the seconds that each device took for each of some rounds, and the bytes that it then sent."""
-    trainer = Trainer(
-        shape=world.shape,
-        features=world.features,
-        local=world.config.local,
-        plan=world.plan,
-        trained=trained_names(world),
-        seed=world.config.seed,
-    )
+    trainer = trainer_of(world)
     fresh = initial_arrays(world.shape, derive_seed(world.config.seed, "model"))
     trains = world.config.local.tower_learning_rate > 0
     clip_norm = world.plan.mechanism(ROUNDS).clip_norm

@@ -26,11 +26,11 @@ from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.server.rounds import ROUNDS, Environment, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
 from fedrecall.simulations.audit.attacks.fakes import Staged, Strategy
-from fedrecall.simulations.audit.attacks.observed import engine, holds
+from fedrecall.simulations.audit.attacks.observed import holds
 from fedrecall.simulations.audit.attacks.robust import Robust, aggregate
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import World, noise_key, server_noise, start_arrays, trained_names
+from fedrecall.simulations.training import World, cohort_of, noise_key, server_noise, start_arrays, trained_names
 
 Defence = Literal["none", "plan", "norm bound", "median", "trimmed mean"]
 DEFENCES: tuple[Defence, ...] = get_args(Defence)
@@ -99,7 +99,7 @@ def train_poisoned(staged: Staged, strategy: Strategy, defence: Defence, start: 
     plan = world.plan
     mechanism = plan.mechanism(ROUNDS)
     state = start_state(world.config.server, start, trained_names(world), mechanism.clip_norm)
-    cohort = engine(world)
+    cohort = cohort_of(world)
 
     def collect(round: int, arrays: Arrays, users: np.ndarray, clip_norm: float | None) -> CohortSum:
         if defence in ("median", "trimmed mean"):

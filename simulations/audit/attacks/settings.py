@@ -18,14 +18,13 @@ from fedrecall.simulations.audit.attacks.observed import (
     TABLE,
     View,
     cut_to_window,
-    engine,
     groups_of,
     observe,
     variants,
     what_if,
 )
 from fedrecall.simulations.audit.attacks.scores import Claim
-from fedrecall.simulations.training import World
+from fedrecall.simulations.training import World, cohort_of
 
 _ROUNDS = 10
 """Rounds of a noised sum that an adversary averages over, at most: the plan's, where it has fewer."""
@@ -126,7 +125,7 @@ def views_of(
         round: the round.
         seed: of noise and cohorts.
     """
-    cohort = engine(world)
+    cohort = cohort_of(world)
     plan, mechanism = world.plan, world.plan.mechanism(ROUNDS)
     if not setting.size:
         sampler = Sampler.of(

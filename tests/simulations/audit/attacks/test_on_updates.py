@@ -10,11 +10,12 @@ from fedrecall.privacy.noise import SeededNoise
 from fedrecall.simulations.audit.attacks import on_updates
 from fedrecall.simulations.audit.attacks.history_reconstruction import matched_items
 from fedrecall.simulations.audit.attacks.interaction_membership import flip_coins, guess_coins
-from fedrecall.simulations.audit.attacks.observed import cut_to_window, engine, groups_of, holds, observe, variants
+from fedrecall.simulations.audit.attacks.observed import cut_to_window, groups_of, holds, observe, variants
 from fedrecall.simulations.audit.attacks.on_updates import attack_updates
 from fedrecall.simulations.audit.attacks.scores import Guesses, auc
 from fedrecall.simulations.audit.attacks.settings import claim_of, settings_of
 from fedrecall.simulations.audit.wrapping import wrapped
+from fedrecall.simulations.training import cohort_of
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_popularity_does_not_tell_a_matched_item_and_tells_a_random_one(world, r
 
 def test_what_is_seen_is_what_a_run_makes(world, arrays):
     """A sum of updates is the sum of the updates; noise has the plan's size on every row, a device's each time."""
-    cohort, mechanism = engine(world), world.plan.mechanism("rounds")
+    cohort, mechanism = cohort_of(world), world.plan.mechanism("rounds")
     devices = np.arange(5)
     seen = [observe(world, cohort, arrays, np.array([d]), round=2, clipped=True) for d in devices]
     total = observe(world, cohort, arrays, devices, round=2, clipped=True)
@@ -135,7 +136,7 @@ def test_what_is_seen_is_what_a_run_makes(world, arrays):
     assert noise.std() == pytest.approx(mechanism.noise_multiplier * mechanism.clip_norm, rel=0.05)
     local = next(s.world for s in settings_of(world) if s.name.endswith("noise on each device"))
     plain, loud = (
-        observe(local, engine(local), arrays, devices, round=0, clipped=True, noise=noise)
+        observe(local, cohort_of(local), arrays, devices, round=0, clipped=True, noise=noise)
         for noise in (None, SeededNoise(0, "test"))
     )
     sigma = local.plan.mechanism("rounds").noise_multiplier * local.plan.mechanism("rounds").clip_norm

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file that a crash releases by itself."""
+"""One process at a time: a lock on a file, which the system lifts when its holder dies in whatever way."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ def only_one(path: Path, busy: str) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise DataError(f"{path} cannot be made ({error.strerror}): is this the folder of a device?") from error
+        raise DataError(f"{path} cannot be made ({error.strerror}): is its folder the right one?") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,3 +31,16 @@ def only_one(path: Path, busy: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock at ``path`` now; a lock that nobody made is not held, nor made."""
+    if not path.exists():
+        return False
+    try:
+        with only_one(path, ""):
+            return False
+    except DataError:
+        raise
+    except FedrecallError:
+        return True
