@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,14 @@ def trainer_of(world: World) -> Trainer:
         trained=trained_names(world),
         seed=world.config.seed,
     )
+
+
+def in_process(world: World) -> World:
+    """Return a world whose rounds end with the same weights without Flower's engine, which takes long to start."""
+    if world.config.engine != "flower":
+        return world
+    engine = "device" if world.config.flower.shards == "users" else "cohort"
+    return replace(world, config=world.config.model_copy(update={"engine": engine}))
 
 
 def initial_towers(world: World) -> Towers:

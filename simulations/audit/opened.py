@@ -45,12 +45,12 @@ def open_run(folder: Path, *, attach: bool, data_path: Path | None, progress: Pr
     """Open the run in ``folder``; with ``attach`` it may be a copy whose data are elsewhere.
 
     Raises:
-        UsageError: no finished run, or its data are not where they were and ``attach`` is not set.
+        UsageError: no finished run, one of an earlier version, or its data are not where they were and ``attach`` is
+            not set.
         CorruptArtefact: its configuration is not the one that it records.
     """
     run, config = read_run(folder), read_config(folder)
-    if config.model_dump(mode="json", exclude={"data": {"path"}}) != run.get("config"):
-        raise CorruptArtefact(f"{folder / CONFIG} is not the configuration that run.json records: restore it")
+    _check_same(folder, config.model_dump(mode="json", exclude={"data": {"path"}}), run.get("config"))
     reference = read_data_reference(folder)
     path = data_path or (reference.path if reference else None)
     located = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
@@ -85,6 +85,28 @@ def ledger_plan(opened: Opened, plan: Plan) -> list[str]:
     """Return how the plan of the configuration differs from ``plan``, which was charged; empty when it does not."""
     mine = plan_for(opened.config, opened.run["dataset"]["users"])
     return [] if mine.digest() == plan.digest() else ["the ledger's plan is not the one of the configuration"]
+
+
+def _check_same(folder: Path, config: dict[str, Any], recorded: Any) -> None:
+    """Refuse a configuration that is not the recorded one, and tell an older version's from an altered one."""
+    if config == recorded:
+        return
+    mine, theirs = _settings(config), _settings(recorded if isinstance(recorded, dict) else {})
+    lacking = sorted(mine.keys() - theirs.keys())
+    if theirs and all(mine.get(name, ...) == value for name, value in theirs.items()):
+        raise UsageError(
+            f"{folder} was made by an earlier fedrecall, which did not know {', '.join(lacking)}: what it did is not "
+            "what this version would do. Audit it with that version, or run again"
+        )
+    raise CorruptArtefact(f"{folder / CONFIG} is not the configuration that run.json records: restore it")
+
+
+def _settings(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration's settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _stand_in(run: dict[str, Any], config: RunConfig) -> World:

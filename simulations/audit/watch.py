@@ -107,15 +107,9 @@ def environment_of(world: World, folder: Path) -> tuple[ServerState, Environment
         return state
 
     with wrapped(training, "run_rounds", lambda _: stop):
-        training.train(_in_process(readable(world)), folder, resume=False, validate=None, progress=lambda *_: None)
+        own = training.in_process(readable(world))
+        training.train(own, folder, resume=False, validate=None, progress=lambda *_: None)
     return found[0]
-
-
-def _in_process(world: World) -> World:
-    if world.config.engine != "flower":
-        return world
-    engine = "device" if world.config.flower.shards == "users" else "cohort"
-    return replace(world, config=world.config.model_copy(update={"engine": engine}))
 
 
 def readable(world: World) -> World:

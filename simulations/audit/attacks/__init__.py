@@ -16,7 +16,7 @@ from fedrecall.simulations.audit.attacks.on_updates import MEMBERSHIP, RECONSTRU
 from fedrecall.simulations.audit.attacks.scores import not_tested
 from fedrecall.simulations.audit.attacks.settings import Setting, settings_of
 from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.training import Progress, World
+from fedrecall.simulations.training import Progress, World, in_process
 from fedrecall.simulations.wiring import load_data
 
 __all__ = ["SHARES", "Step", "attack_steps", "in_time"]
@@ -48,6 +48,7 @@ def attack_steps(world: World, arrays: Arrays, seed: int, budget_s: float, progr
         budget_s: seconds; attacks that have begun are finished, so that it may take a little longer.
         progress: told of every step.
     """
+    world = in_process(world)  # of what attacks train, shadow models and poisoned ones, the weights alone matter
     settings, worlds = settings_of(world), variants(world)
     kinds: dict[str, Callable[[Left], Iterator[Attempt]]] = {
         "updates": lambda left: _updates(settings, arrays, seed, left, progress),

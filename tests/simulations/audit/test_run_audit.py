@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedrecall.cli.app import call
-from fedrecall.protocol.errors import UsageError
+from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.simulations.audit import run_audit
 from fedrecall.simulations.audit.page import render
 from tests.simulations.small_runs import small_run
@@ -173,3 +173,16 @@ def test_an_interrupted_audit_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch
     audit(run)
     assert asked == ["first", "second", "second"]
     assert (run / "audit.json").exists() and not (run / "private" / "audit").exists()
+
+
+def test_a_run_of_an_earlier_version_is_told_from_an_altered_one(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    del record["config"]["start"]["content"], record["config"]["privacy"]["adaptive_clip"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"earlier fedrecall, .* know privacy\.adaptive_clip, start\.content:"):
+        audit(run)
+    record["config"]["start"]["power"] = 0.9
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(CorruptArtefact, match="not the configuration"):
+        audit(run)
+    assert not (run / "audit.json").exists()
