@@ -29,8 +29,9 @@ from fedrecall.simulations.config import RunConfig, load_config
 from fedrecall.simulations.evaluation.evaluate import Evaluation, evaluate
 from fedrecall.simulations.evaluation.paired import paired_difference
 from fedrecall.simulations.recaller import ModelRecaller, item_vectors
-from fedrecall.simulations.training import Collect, Engine, World, cohort_of, threads, train, trained_names
+from fedrecall.simulations.training import Collect, Engine, train
 from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.world import World, cohort_of, threads, trained_names
 
 
 class Silence(Exception):

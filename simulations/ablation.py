@@ -10,8 +10,9 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import Progress, World, train
+from fedrecall.simulations.training import train
 from fedrecall.simulations.wiring import measure, recaller
+from fedrecall.simulations.world import Progress, World
 
 
 def measure_ablation(

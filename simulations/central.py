@@ -15,7 +15,8 @@ from fedrecall.client.samples import sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel
 from fedrecall.protocol.randomness import derive_seed, public_rng
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import Progress, World, start_arrays
+from fedrecall.simulations.training import start_arrays
+from fedrecall.simulations.world import Progress, World
 
 _PIECE = 64
 """Samples whose gradient is taken at a time: the scores of a whole batch would not fit into a processor's cache."""

@@ -37,7 +37,7 @@ from fedrecall.server.grid import SLACK, Post, as_message, exchange, packed_byte
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import load_config, parse_config
 from fedrecall.simulations.run import run
-from fedrecall.simulations.training import World, cohort_of, threads, trained_names, trainer_of
+from fedrecall.simulations.world import World, cohort_of, threads, trained_names, trainer_of
 
 _MAX_BYTES = 64 << 30
 _START_S = 300.0

@@ -19,7 +19,7 @@ from fedrecall.simulations.config import load_config
 from fedrecall.simulations.report.compare import read_run
 from fedrecall.simulations.report.pictures import frontier_chart, standalone
 from fedrecall.simulations.run import run
-from fedrecall.simulations.training import Progress
+from fedrecall.simulations.world import Progress
 
 METRICS = ("recall@10", "recall@50", "ndcg@10")
 EPSILONS = {"user": (0.5, 1.0, 2.0, 4.0, 8.0), "interaction": (2.0, 8.0)}

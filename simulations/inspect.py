@@ -16,8 +16,9 @@ from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.recaller import ModelRecaller
 from fedrecall.simulations.report.compare import read_run
 from fedrecall.simulations.run_folder import CONFIG, read_config, read_data_reference
-from fedrecall.simulations.training import Progress, load_towers
+from fedrecall.simulations.training import load_towers
 from fedrecall.simulations.wiring import measure, prepare, recaller
+from fedrecall.simulations.world import Progress
 
 _BECAUSE_OF = 5
 

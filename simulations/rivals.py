@@ -10,8 +10,8 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import Progress, World
 from fedrecall.simulations.wiring import measure, recaller
+from fedrecall.simulations.world import Progress, World
 
 NAMES = ("most_popular", "item_knn", "ease", "ease_weighted", "central", "local_only")
 """What ``run.json`` lists, ``null`` where the configuration leaves it out."""

@@ -38,8 +38,9 @@ from fedrecall.simulations.sections import (
     privacy_section,
     versions,
 )
-from fedrecall.simulations.training import Engine, Progress, Trained, Validate, World, train
+from fedrecall.simulations.training import Engine, Trained, Validate, train
 from fedrecall.simulations.wiring import measure, prepare, recaller
+from fedrecall.simulations.world import Progress, World
 
 _INDEX_QUERIES = 200
 _WATCHED: tuple[Adversary, ...] = ("released-model", "network", "server")

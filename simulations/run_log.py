@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedrecall.protocol.errors import FedrecallError
-from fedrecall.simulations.training import Progress
+from fedrecall.simulations.world import Progress
 
 
 class LoggedProgress:

@@ -16,7 +16,8 @@ from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split, Targets, of_new_items, of_new_users
 from fedrecall.simulations.evaluation.evaluate import Evaluation
-from fedrecall.simulations.training import Trained, World, trained_names
+from fedrecall.simulations.training import Trained
+from fedrecall.simulations.world import World, trained_names
 
 _CONTEXT = {
     "loo": "training and validation events of the device",

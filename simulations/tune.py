@@ -26,8 +26,9 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
 from fedrecall.simulations.report.pictures import Line, line_chart, standalone
-from fedrecall.simulations.training import Progress, train
+from fedrecall.simulations.training import train
 from fedrecall.simulations.wiring import load_data, measure, recaller, world_of
+from fedrecall.simulations.world import Progress
 
 STUDY, ANSWER, BEST, PICTURE = "study.db", "tune.json", "best.toml", "tune.svg"
 _STUDY_NAME = "fedrecall"

@@ -14,7 +14,7 @@ from fedrecall.simulations.evaluation.evaluate import Evaluation, evaluate
 from fedrecall.simulations.evaluation.recaller import Recaller
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import ModelRecaller
-from fedrecall.simulations.training import Progress, World, shape_of
+from fedrecall.simulations.world import Progress, World, shape_of
 
 
 def load_data(config: RunConfig, progress: Progress) -> Dataset:

@@ -25,7 +25,8 @@ from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.simulations.config import parse_config
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, train
+from fedrecall.simulations.training import train
+from fedrecall.simulations.world import World
 
 from .client.engine_contract import Case, make_world
 from .privacy.test_sampler import chi2_binomial_p

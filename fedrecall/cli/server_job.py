@@ -24,7 +24,8 @@ from fedrecall.simulations.config import load_config
 from fedrecall.simulations.data.dataset import Catalogue
 from fedrecall.simulations.data.items import ItemColumns, read_items
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import shape_of, start_settings
+from fedrecall.simulations.training import start_settings
+from fedrecall.simulations.world import shape_of
 
 _WAIT_S = 60.0
 _WITHOUT_START = 'rounds.train=["item.", "transformer."]'

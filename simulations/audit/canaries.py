@@ -17,7 +17,7 @@ from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.plan import Unit
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

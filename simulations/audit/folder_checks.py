@@ -24,6 +24,7 @@ from fedrecall.simulations.audit.opened import Opened, ledger_plan
 from fedrecall.simulations.audit.trial import accounted
 from fedrecall.simulations.recaller import item_vectors
 from fedrecall.simulations.sections import versions
+from fedrecall.simulations.world import Progress
 
 _LEDGER = "ledger.jsonl"
 _PUBLISHED = ("run.json", "report.html", "config.toml", "manifest.json", "index.json", _LEDGER)
@@ -156,7 +157,7 @@ def _secrets(opened: Opened) -> dict[str, str]:
     return found
 
 
-def replay(opened: Opened, scratch: Path, *, deep: bool, progress: training.Progress) -> list[Attempt]:
+def replay(opened: Opened, scratch: Path, *, deep: bool, progress: Progress) -> list[Attempt]:
     """Train again from an older checkpoint, or from the start, and compare with what was released, bit by bit."""
     began, name = time.perf_counter(), "folder: replay"
     what = (
@@ -184,7 +185,7 @@ def replay(opened: Opened, scratch: Path, *, deep: bool, progress: training.Prog
     return [_row(opened, name, began, hits, what=what, power=power, trials=rounds)]
 
 
-def _trained_again(opened: Opened, saved: Path | None, scratch: Path, progress: training.Progress) -> list[str]:
+def _trained_again(opened: Opened, saved: Path | None, scratch: Path, progress: Progress) -> list[str]:
     """Train in ``scratch`` from the checkpoint ``saved`` on, or from the start; return what comes out otherwise."""
     scratch.mkdir(parents=True, exist_ok=True)
     for path in (opened.folder / _LEDGER, opened.folder / f"{_LEDGER}.head"):

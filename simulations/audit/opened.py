@@ -13,8 +13,8 @@ from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.report.compare import read_run
 from fedrecall.simulations.run_folder import CONFIG, read_config, read_data_reference
-from fedrecall.simulations.training import Progress, World, shape_of
 from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.world import Progress, World, shape_of
 
 _EVENTS_PER_DEVICE = 20
 _TASTES = 4

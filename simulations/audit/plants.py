@@ -15,7 +15,7 @@ from fedrecall.protocol.records import CohortSum, Update
 from fedrecall.server import aggregation, rounds, sampling
 from fedrecall.simulations import training
 from fedrecall.simulations.audit.wrapping import wrapped
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 
 def no_noise(_: Any) -> Any:

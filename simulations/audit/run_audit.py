@@ -25,7 +25,7 @@ from fedrecall.simulations.audit.page import write_page
 from fedrecall.simulations.audit.time_left import TimeLeft
 from fedrecall.simulations.audit.trial import CONFIDENCE, DECISIONS, FAMILY, LEVEL, Trial
 from fedrecall.simulations.sections import versions
-from fedrecall.simulations.training import Progress
+from fedrecall.simulations.world import Progress
 
 AUDIT_JSON, AUDIT_HTML = "audit.json", "audit.html"
 NEVER_TESTED = (

@@ -15,7 +15,7 @@ from fedrecall.simulations import training
 from fedrecall.simulations.audit import plants
 from fedrecall.simulations.audit.subjects import subject
 from fedrecall.simulations.audit.wrapping import wrapped
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 Plant = Callable[[], AbstractContextManager[None]]
 

@@ -8,7 +8,7 @@ from fedrecall.protocol.plan import Plan
 from fedrecall.simulations.config import RunConfig, parse_config
 from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, shape_of
+from fedrecall.simulations.world import World, shape_of
 
 _DEVICES = {"central": 96, "sampled": 240, "limited": 96, "local": 20}
 _ITEMS = 80

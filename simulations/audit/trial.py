@@ -19,7 +19,7 @@ from fedrecall.server.rounds import ROUNDS, Environment, ServerState
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.audit.canaries import Canaries, enrol, own_items, silent
 from fedrecall.simulations.audit.watch import Watched, environment_of, watch
-from fedrecall.simulations.training import Progress, World, trained_names
+from fedrecall.simulations.world import Progress, World, trained_names
 
 FAMILY = 1e-3
 """Chance that an audit of a sound run raises any alarm: all its statistical checks together."""

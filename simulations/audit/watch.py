@@ -23,7 +23,8 @@ from fedrecall.server.rounds import ROUNDS, Environment, ServerState
 from fedrecall.simulations import training
 from fedrecall.simulations.audit.canaries import Canaries, Directions
 from fedrecall.simulations.audit.wrapping import wrapped
-from fedrecall.simulations.training import Trained, World
+from fedrecall.simulations.training import Trained
+from fedrecall.simulations.world import Progress, World, in_process
 
 Flat = Float64[np.ndarray, " coordinates"]
 
@@ -81,7 +82,7 @@ class Watched:
 
 
 def watch(
-    world: World, folder: Path, canaries: Canaries | None = None, progress: training.Progress = lambda *_: None
+    world: World, folder: Path, canaries: Canaries | None = None, progress: Progress = lambda *_: None
 ) -> Watched:
     """Train ``world`` in ``folder`` and return what could be seen; gradient canaries join where there are any."""
     seen = Watched(world=world)
@@ -107,7 +108,7 @@ def environment_of(world: World, folder: Path) -> tuple[ServerState, Environment
         return state
 
     with wrapped(training, "run_rounds", lambda _: stop):
-        own = training.in_process(readable(world))
+        own = in_process(readable(world))
         training.train(own, folder, resume=False, validate=None, progress=lambda *_: None)
     return found[0]
 

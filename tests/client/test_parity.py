@@ -14,8 +14,8 @@ from fedrecall.client.trainer import Device, Trainer
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.simulations.config import RunConfig
-from fedrecall.simulations.training import World as TrainingWorld
 from fedrecall.simulations.training import train as train_run
+from fedrecall.simulations.world import World as TrainingWorld
 
 from .engine_contract import CASES, SEED, Case, Collect, EngineContract, Towers, World, make_world, train
 

@@ -33,7 +33,8 @@ from fedrecall.server.pace import read_progress
 from fedrecall.server.starting import check_start
 from fedrecall.simulations.config import RunConfig, parse_config
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, start_settings, train, trained_names
+from fedrecall.simulations.training import start_settings, train
+from fedrecall.simulations.world import World, trained_names
 
 from ..client.small_devices import enrol
 from .flower_nodes import Node, flower

@@ -11,8 +11,9 @@ import pytest
 from fedrecall.protocol.errors import ConfigError, FedrecallError
 from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.simulations.quiet import silence
-from fedrecall.simulations.training import Collect, World, cohort_of, start_arrays, train
+from fedrecall.simulations.training import Collect, start_arrays, train
 from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.world import World, cohort_of
 
 silence()
 

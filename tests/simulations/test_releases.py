@@ -15,7 +15,8 @@ from fedrecall.server.start import compare, first_item_vectors
 from fedrecall.simulations import training
 from fedrecall.simulations.config import parse_config
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, start_arrays, train
+from fedrecall.simulations.training import start_arrays, train
+from fedrecall.simulations.world import World
 
 USERS, ITEMS, TOP = 40, 5000, 60
 Recorded = list[dict[str, Any]]

@@ -7,7 +7,8 @@ from fedrecall.privacy.ledger import Head
 from fedrecall.simulations.config import load_config
 from fedrecall.simulations.plan import moment_items, plan_for
 from fedrecall.simulations.sections import communication
-from fedrecall.simulations.training import Trained, World, shape_of
+from fedrecall.simulations.training import Trained
+from fedrecall.simulations.world import World, shape_of
 
 
 @pytest.mark.parametrize("preset", ["user-eps8", "user-eps2", "user-eps1", "interaction-eps8", "interaction-eps2"])

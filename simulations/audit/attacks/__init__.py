@@ -16,8 +16,8 @@ from fedrecall.simulations.audit.attacks.on_updates import MEMBERSHIP, RECONSTRU
 from fedrecall.simulations.audit.attacks.scores import not_tested
 from fedrecall.simulations.audit.attacks.settings import Setting, settings_of
 from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.training import Progress, World, in_process
 from fedrecall.simulations.wiring import load_data
+from fedrecall.simulations.world import Progress, World, in_process
 
 __all__ = ["SHARES", "Step", "attack_steps", "in_time"]
 

@@ -14,7 +14,7 @@ from fedrecall.simulations.audit.attacks.logistic import Features, held_out_clas
 from fedrecall.simulations.audit.attacks.observed import View
 from fedrecall.simulations.audit.attacks.scores import Guesses
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 SMALLEST = 20
 """Devices of a label that enters: fewer would be noise."""

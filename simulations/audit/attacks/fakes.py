@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from fedrecall.client.store import EventStore
 from fedrecall.protocol.errors import UsageError
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 Strategy = Literal["scaled", "popular", "random"]
 """``random``: made-up histories with the target among random items, sent through honest code; ``popular``: among the

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from fedrecall.client.store import EventStore
 from fedrecall.simulations.audit.attacks.items import Scorers
 from fedrecall.simulations.audit.attacks.scores import Guesses, best_of
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 _LEAST = 5
 """Items of a device that enters the game: one of fewer would lose its history to the coins."""

@@ -23,7 +23,7 @@ from fedrecall.protocol.records import Arrays
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import parse_config
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, trained_names
+from fedrecall.simulations.world import World, trained_names
 
 TABLE = "item table trained, "
 """Begins the names of attacks on a run that trains the item table."""

@@ -19,7 +19,7 @@ from fedrecall.simulations.audit.attacks.scores import not_tested, to_attempt
 from fedrecall.simulations.audit.attacks.settings import Setting, views_of
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 _ROUNDS = 3
 """Rounds of noised updates that are averaged; more cost time and add little."""

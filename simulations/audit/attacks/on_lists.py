@@ -20,7 +20,7 @@ from fedrecall.simulations.audit.attacks.observed import groups_of, holds
 from fedrecall.simulations.audit.attacks.scores import Claim, not_tested, to_attempt
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.recaller import ModelRecaller, item_vectors
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 LISTS = "interaction membership: list"
 

@@ -11,7 +11,7 @@ from fedrecall.simulations.audit.attacks.scores import CONFIDENCE, Claim, auc, a
 from fedrecall.simulations.audit.attacks.settings import claimed
 from fedrecall.simulations.audit.attacks.shadow_models import train_shadows
 from fedrecall.simulations.audit.attempt import Attempt, Verdict
-from fedrecall.simulations.training import Progress, World
+from fedrecall.simulations.world import Progress, World
 
 DEVICES = "device membership"
 

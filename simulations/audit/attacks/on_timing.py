@@ -19,7 +19,7 @@ from fedrecall.protocol.tensors import pack
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.audit.attacks.scores import Guesses, halves, not_tested, to_attempt
 from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.training import World, trainer_of
+from fedrecall.simulations.world import World, trainer_of
 
 LENGTH = "history length"
 REPEATS = 5

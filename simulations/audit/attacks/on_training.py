@@ -22,7 +22,7 @@ from fedrecall.simulations.audit.attacks.promotion import (
 )
 from fedrecall.simulations.audit.attacks.scores import CONFIDENCE, not_tested
 from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.training import Progress, World
+from fedrecall.simulations.world import Progress, World
 
 SHARE = 0.01
 """Malicious devices, of the honest ones."""

@@ -20,7 +20,7 @@ from fedrecall.simulations.audit.attacks.scores import Guesses, auc, not_tested,
 from fedrecall.simulations.audit.attacks.settings import Setting, claim_of, members_of, views_of
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import World
+from fedrecall.simulations.world import World
 
 MEMBERSHIP = "interaction membership"
 RECONSTRUCTION = "history reconstruction"

@@ -30,7 +30,8 @@ from fedrecall.simulations.audit.attacks.observed import holds
 from fedrecall.simulations.audit.attacks.robust import Robust, aggregate
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import World, cohort_of, noise_key, server_noise, start_arrays, trained_names
+from fedrecall.simulations.training import noise_key, server_noise, start_arrays
+from fedrecall.simulations.world import World, cohort_of, trained_names
 
 Defence = Literal["none", "plan", "norm bound", "median", "trimmed mean"]
 DEFENCES: tuple[Defence, ...] = get_args(Defence)

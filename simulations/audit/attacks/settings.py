@@ -24,7 +24,7 @@ from fedrecall.simulations.audit.attacks.observed import (
     what_if,
 )
 from fedrecall.simulations.audit.attacks.scores import Claim
-from fedrecall.simulations.training import World, cohort_of
+from fedrecall.simulations.world import World, cohort_of
 
 _ROUNDS = 10
 """Rounds of a noised sum that an adversary averages over, at most: the plan's, where it has fewer."""

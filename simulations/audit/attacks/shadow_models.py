@@ -13,7 +13,8 @@ from fedrecall.client.retrieval import contexts, shared_transformer
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import Progress, World, train
+from fedrecall.simulations.training import train
+from fedrecall.simulations.world import Progress, World
 
 _AT_ONCE = 64
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import World, start_arrays
+from fedrecall.simulations.training import start_arrays
 from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.world import World
 
 from ...small_runs import small_config
 

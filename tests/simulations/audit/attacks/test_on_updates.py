@@ -15,7 +15,7 @@ from fedrecall.simulations.audit.attacks.on_updates import attack_updates
 from fedrecall.simulations.audit.attacks.scores import Guesses, auc
 from fedrecall.simulations.audit.attacks.settings import claim_of, settings_of
 from fedrecall.simulations.audit.wrapping import wrapped
-from fedrecall.simulations.training import cohort_of
+from fedrecall.simulations.world import cohort_of
 
 
 @pytest.fixture(scope="module")
