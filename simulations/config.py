@@ -136,6 +136,17 @@ class FlowerConfig(_Section):
     shards: Annotated[int, Field(ge=1)] | Literal["users"] | None = Field(
         None, description="virtual nodes that share the users; 'users': a node for each; null: one a thread"
     )
+    address: str | None = Field(
+        None, description="of a Ray cluster to join, such as 'auto' on one of its machines; null: this machine alone"
+    )
+
+    @model_validator(mode="after")
+    def _shards_of_a_cluster(self) -> "FlowerConfig":
+        if self.address is not None and self.shards is None:
+            raise ValueError(
+                "flower.address needs flower.shards: as many as the cluster has cores, all machines together"
+            )
+        return self
 
 
 class EvaluationConfig(_Section):

@@ -93,7 +93,7 @@ def simulation(world: World, out: Path) -> Iterator[Collect]:
     shards = world.config.flower.shards
     workers = threads(world.config)
     nodes = world.store.n_users if shards == "users" else (shards or workers)
-    with _grid(nodes, workers) as grid:
+    with _grid(nodes, workers, world.config.flower.address) as grid:
         yield collector(world, out, grid, single=shards == "users")
 
 
@@ -229,7 +229,7 @@ class _Watched:
 
 
 @contextmanager
-def _grid(nodes: int, workers: int) -> Iterator[Post]:
+def _grid(nodes: int, workers: int, address: str | None) -> Iterator[Post]:
     """Run Flower's engine in a thread, which only hands its grid over: rounds stay with the caller."""
     if telemetry.FLWR_TELEMETRY_ENABLED != "0":
         raise FedrecallError("Flower was loaded with its telemetry on: set FLWR_TELEMETRY_ENABLED=0 and start again")
@@ -243,13 +243,9 @@ def _grid(nodes: int, workers: int) -> Iterator[Post]:
         grids.put(grid)
         done.wait()
 
+    own = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
     backend = {
-        "init_args": {
-            "num_cpus": workers,
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "logging_level": "error",
-        },
+        "init_args": {**own, "log_to_driver": False, "logging_level": "error"},
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
     thread = threading.Thread(target=run_simulation, args=(hand_over, client, nodes, "ray", backend), daemon=True)

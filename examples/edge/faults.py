@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -109,16 +109,19 @@ def node_killed(folder: Path) -> dict[str, Any]:
         return outcome
 
 
-def server_killed(folder: Path, kills: int = 6) -> dict[str, Any]:
+def server_killed(
+    folder: Path, kills: int = 6, parts: Sequence[str] = PARTS, at_most_apart: float = 20.0
+) -> dict[str, Any]:
     """Kill -9 of SuperLink, door, rounds and supervisor at random moments: no round twice, every charge stays."""
     rng, killed = random.Random(7), []
-    with deployed(folder, devices=3, rounds=10, quorum=2, deadline=60) as d:
+    rounds = max(10, kills)
+    with deployed(folder, devices=3, rounds=rounds, quorum=2, deadline=60) as d:
         up = running(d)
         d.wait(lambda: d.done() >= 1, 300)
         charges = [server_charges(d)]
         for count in range(kills):
-            time.sleep(rng.uniform(2, 20))
-            name = PARTS[count % len(PARTS)]
+            time.sleep(rng.uniform(2, at_most_apart))
+            name = parts[count % len(parts)]
             victim = await_part(name, d, up)
             if victim is None:
                 break
@@ -139,10 +142,15 @@ def server_killed(folder: Path, kills: int = 6) -> dict[str, Any]:
             "device_rounds": [d.charged(number) for number in range(3)],
             "refused": d.status()["refused"],
         }
-        expect(code == 0 and d.done() == 10 and len(killed) >= kills - 1, outcome)
+        expect(code == 0 and d.done() == rounds and len(killed) >= kills - 1, outcome)
         expect(final == sorted(set(final)), outcome)
         expect(all(later[: len(early)] == early for early, later in pairwise(charges)), outcome)
         return outcome
+
+
+def superlink_killed(folder: Path) -> dict[str, Any]:
+    """Kill -9 of the SuperLink at 20 random moments, up to 40 seconds apart."""
+    return server_killed(folder, kills=20, parts=PARTS[:1], at_most_apart=40.0)
 
 
 def straggler(folder: Path, deadline: float = 40.0) -> dict[str, Any]:
@@ -223,6 +231,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "strangers": strangers,
     "node-killed": node_killed,
     "server-killed": server_killed,
+    "superlink-killed": superlink_killed,
     "straggler": straggler,
 }
 
