@@ -1,8 +1,13 @@
 """The Flower engine: same weights as in one process. Without Ray in the fast tests, with it in the slow ones."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +106,39 @@ def test_nothing_phones_home() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=bare, timeout=120)
 
 
+def test_a_cluster_needs_a_number_of_shards() -> None:
+    with pytest.raises(ConfigError, match=r"flower\.address needs flower\.shards"):
+        small_config("flower.address=auto", engine="flower")
+
+
+@contextmanager
+def two_ray_nodes() -> Iterator[str]:
+    """Start a Ray cluster of two nodes with a core each, as two machines would; yield its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus", "1", "--disable-usage-stats", "--block"]
+    own = (["--head", "--port", address.split(":")[1], "--include-dashboard", "false"], ["--address", address])
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for more in own:
+            quiet = subprocess.DEVNULL
+            started.append(subprocess.Popen([*common, *more], stdout=quiet, stderr=quiet, start_new_session=True))
+            for _ in range(600):
+                status = [common[0], "status", "--address", address]
+                said = subprocess.run(status, capture_output=True, text=True, timeout=60, check=False).stdout
+                if said.count(" node_") >= len(started):
+                    break
+                time.sleep(0.2)
+            else:
+                raise TimeoutError(f"Ray's node {len(started)} did not come up")
+        yield address
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+
 @pytest.mark.slow
 class TestEngine:
     """With Ray and its worker processes."""
@@ -120,6 +158,17 @@ class TestEngine:
         assert moved > 1e-2
         for name, array in found["cohort"].items():
             np.testing.assert_allclose(found["flower"][name], array, rtol=0, atol=1e-6, err_msg=name)
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    def test_a_cluster_of_two_ray_nodes_ends_with_the_same_weights(self, tmp_path: Path) -> None:
+        """One core each, so that neither can hold both worker processes."""
+        plan = (*QUIET_ROUNDS, "rounds.cohort=40", "threads=2")
+        with two_ray_nodes() as address:
+            joined = world_of(*plan, "flower.shards=2", f"flower.address={address}", engine="flower")
+            found = train(joined, tmp_path / "f", resume=False, validate=None, progress=lambda *_: None).arrays
+        alone = train(world_of(*plan), tmp_path / "c", resume=False, validate=None, progress=lambda *_: None).arrays
+        for name, array in alone.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=name)
 
     def test_the_command_writes_a_whole_run(self, tmp_path: Path) -> None:
         from .small_runs import flags
