@@ -243,7 +243,9 @@ def _grid(nodes: int, workers: int, address: str | None) -> Iterator[Post]:
         grids.put(grid)
         done.wait()
 
-    own = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
+    # Without "local" Ray would join whatever cluster was last started on this machine, and wait for a dead one.
+    alone = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    own = alone if address is None else {"address": address}
     backend = {
         "init_args": {**own, "log_to_driver": False, "logging_level": "error"},
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},

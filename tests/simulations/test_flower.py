@@ -1,10 +1,12 @@
 """The Flower engine: same weights as in one process. Without Ray in the fast tests, with it in the slow ones."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +120,10 @@ def two_ray_nodes() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     common = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus", "1", "--disable-usage-stats", "--block"]
-    own = (["--head", "--port", address.split(":")[1], "--include-dashboard", "false"], ["--address", address])
+    # Of its own, or its address would be what Ray joins on this machine from then on; short, for the sockets in it.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    head = ["--head", "--port", address.split(":")[1], "--include-dashboard", "false", "--temp-dir", folder]
+    own = (head, ["--address", address])
     started: list[subprocess.Popen[bytes]] = []
     try:
         for more in own:
@@ -137,6 +142,7 @@ def two_ray_nodes() -> Iterator[str]:
         for process in started:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
