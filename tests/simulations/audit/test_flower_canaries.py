@@ -69,7 +69,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes are threads on Flower's in-memory grid: the messages and what the nodes do are real."""
 
     @contextmanager
-    def threads(nodes: int, workers: int) -> Iterator[object]:
+    def threads(nodes: int, workers: int, address: str | None) -> Iterator[object]:
         with nodes_of([flower.client] * nodes) as grid:
             yield grid
 
