@@ -192,6 +192,13 @@ class RunConfig(_Section):
     central: CentralConfig = CentralConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def published(self) -> dict[str, Any]:
+        """Return the settings as plain JSON data, without where data and workers are: a run's folder may be published.
+
+        Neither changes a bit of the result.
+        """
+        return self.model_dump(mode="json", exclude={"data": {"path"}, "flower": {"address"}})
+
     @model_validator(mode="after")
     def _sound(self) -> "RunConfig":
         if self.engine == "flower" and self.local.tower_learning_rate:
@@ -280,10 +287,10 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
 def to_toml(config: RunConfig) -> str:
     """Return the resolved configuration as TOML, which ``load_config`` reads back to the same.
 
-    Without ``data.path``: where the data lies is this machine's business, and a run's folder may be published.
+    Without what is this machine's business, see ``RunConfig.published``.
     """
     lines: list[str] = []
-    _write(config.model_dump(mode="json", exclude={"data": {"path"}}), "", lines)
+    _write(config.published(), "", lines)
     return "\n".join(lines).strip() + "\n"
 
 

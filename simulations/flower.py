@@ -7,7 +7,7 @@ named in an ask, and Ray, whose processes unpickle each other's messages, exist 
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -37,13 +37,12 @@ from fedrecall.server.grid import SLACK, Post, as_message, exchange, packed_byte
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import load_config, parse_config
 from fedrecall.simulations.run import run
+from fedrecall.simulations.training import Collect
 from fedrecall.simulations.world import World, cohort_of, threads, trained_names, trainer_of
 
 _MAX_BYTES = 64 << 30
 _START_S = 300.0
 _POLL_S = 0.02
-
-Collect = Callable[[int, Arrays, np.ndarray, float | None], CohortSum | Iterator[Update]]
 
 client = ClientApp()
 server = ServerApp()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedrecall.protocol.errors import CorruptArtefact, UsageError
+from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.server.release import load_release
 from fedrecall.simulations.config import RunConfig
@@ -15,7 +15,7 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.recaller import ModelRecaller
 from fedrecall.simulations.report.compare import read_run
-from fedrecall.simulations.run_folder import CONFIG, read_config, read_data_reference
+from fedrecall.simulations.run_folder import check_recorded, read_config, read_data_reference
 from fedrecall.simulations.training import load_towers
 from fedrecall.simulations.wiring import measure, prepare, recaller
 from fedrecall.simulations.world import Progress
@@ -108,8 +108,7 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
 def _open(folder: Path, run: dict[str, Any], data_path: Path | None, progress: Progress) -> _Opened:
     """Load configuration, release and data of a finished run, and check that they belong together."""
     config = read_config(folder)
-    if config.model_dump(mode="json", exclude={"data": {"path"}}) != run.get("config"):
-        raise CorruptArtefact(f"{folder / CONFIG} is not the configuration that run.json records: restore it")
+    check_recorded(folder, config, run.get("config"))
     release = load_release(folder)
     reference = read_data_reference(folder)
     path = data_path or (reference.path if reference else None)

@@ -107,7 +107,7 @@ def run(
         "timing": _timing(began, trained),
         "versions": versions(),
         "seed": config.seed,
-        "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
+        "config": config.published(),
     }
     save_per_user(out, {"this run": test, **rivals})
     write_report(result, out / REPORT)

@@ -122,6 +122,25 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
+def check_recorded(folder: Path, config: RunConfig, recorded: Any) -> None:
+    """Check that a finished run's configuration is the one that its run.json records.
+
+    Raises:
+        UsageError: an earlier version recorded it, which had fewer settings: this version would do something else.
+        CorruptArtefact: one of the two was altered.
+    """
+    if config.published() == recorded:
+        return
+    mine, theirs = _flat(config.published()), _flat(recorded if isinstance(recorded, dict) else {})
+    if theirs and all(mine.get(name, ...) == value for name, value in theirs.items()):
+        lacking = ", ".join(sorted(mine.keys() - theirs.keys()))
+        raise UsageError(
+            f"{folder} was made by an earlier fedrecall, which did not know {lacking}: what it did is not what this "
+            "version would do. Use that version for it, or run again"
+        )
+    raise CorruptArtefact(f"{folder / CONFIG} is not the configuration that run.json records: restore it")
+
+
 def _fresh(config: RunConfig) -> Path:
     """Return a name under ``runs/`` that no run has."""
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.data.name}"
@@ -134,9 +153,8 @@ def _fresh(config: RunConfig) -> Path:
 
 def _refuse_another(folder: Path, config: RunConfig) -> None:
     """Raise UsageError, naming the keys, unless the run in ``folder`` has this configuration."""
-    was, now = (_flat(c.model_dump(mode="json", exclude={"threads": True})) for c in (read_config(folder), config))
-    now.pop("data.path"), was.pop("data.path")
-    other = sorted(key for key in was | now if was.get(key) != now.get(key))
+    was, now = (_flat(c.published()) for c in (read_config(folder), config))
+    other = sorted(key for key in was | now if key != "threads" and was.get(key) != now.get(key))
     if other:
         said = ", ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in other[:5])
         raise UsageError(

@@ -100,8 +100,8 @@ def train(
     config, plan = world.config, world.plan
     check_trust(plan)
     checkpoints, path = out / "checkpoints", out / "ledger.jsonl"
-    # Neither the number of threads nor where the data lies changes a bit of the result.
-    settings = config.model_dump(mode="json", exclude={"threads": True, "data": {"path"}})
+    settings = config.published()
+    del settings["threads"]  # their number changes no bit of the result
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()
     saved = load_latest(checkpoints) if resume else None
     if saved is not None and (saved.config_digest != digest or saved.plan_digest != plan.digest()):

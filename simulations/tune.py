@@ -121,7 +121,7 @@ def tune(
     for one in ranges:
         _with(config, {one.key: int(one.low) if one.whole else one.low})
     question = {
-        "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
+        "config": config.published(),
         "ranges": [vars(r) for r in ranges],
         "metric": metric,
         "count_noise": count_noise,
@@ -163,7 +163,7 @@ def tune(
         "preset": rows[0],
         "trials": rows,
         "privacy": _cost(config, dataset.events.n_users, [row["settings"] for row in rows], count_noise),
-        "config": tuned.model_dump(mode="json", exclude={"data": {"path"}}),
+        "config": tuned.published(),
     }
     write_atomic(out / BEST, to_toml(tuned).encode())
     write_atomic(out / PICTURE, _picture(rows, metric).encode())

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedrecall.protocol.errors import CorruptArtefact, FedrecallError, UsageError
+from fedrecall.protocol.errors import FedrecallError, UsageError
 from fedrecall.protocol.plan import Plan
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import RunConfig
@@ -12,7 +12,7 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.report.compare import read_run
-from fedrecall.simulations.run_folder import CONFIG, read_config, read_data_reference
+from fedrecall.simulations.run_folder import check_recorded, read_config, read_data_reference
 from fedrecall.simulations.wiring import prepare
 from fedrecall.simulations.world import Progress, World, shape_of
 
@@ -50,7 +50,7 @@ def open_run(folder: Path, *, attach: bool, data_path: Path | None, progress: Pr
         CorruptArtefact: its configuration is not the one that it records.
     """
     run, config = read_run(folder), read_config(folder)
-    _check_same(folder, config.model_dump(mode="json", exclude={"data": {"path"}}), run.get("config"))
+    check_recorded(folder, config, run.get("config"))
     reference = read_data_reference(folder)
     path = data_path or (reference.path if reference else None)
     located = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
@@ -85,28 +85,6 @@ def ledger_plan(opened: Opened, plan: Plan) -> list[str]:
     """Return how the plan of the configuration differs from ``plan``, which was charged; empty when it does not."""
     mine = plan_for(opened.config, opened.run["dataset"]["users"])
     return [] if mine.digest() == plan.digest() else ["the ledger's plan is not the one of the configuration"]
-
-
-def _check_same(folder: Path, config: dict[str, Any], recorded: Any) -> None:
-    """Refuse a configuration that is not the recorded one, and tell an older version's from an altered one."""
-    if config == recorded:
-        return
-    mine, theirs = _settings(config), _settings(recorded if isinstance(recorded, dict) else {})
-    lacking = sorted(mine.keys() - theirs.keys())
-    if theirs and all(mine.get(name, ...) == value for name, value in theirs.items()):
-        raise UsageError(
-            f"{folder} was made by an earlier fedrecall, which did not know {', '.join(lacking)}: what it did is not "
-            "what this version would do. Audit it with that version, or run again"
-        )
-    raise CorruptArtefact(f"{folder / CONFIG} is not the configuration that run.json records: restore it")
-
-
-def _settings(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration's settings by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= _settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _stand_in(run: dict[str, Any], config: RunConfig) -> World:

@@ -17,6 +17,7 @@ import pytest
 
 from fedrecall.protocol.errors import ConfigError, FedrecallError
 from fedrecall.protocol.records import Arrays, CohortSum
+from fedrecall.simulations.config import to_toml
 from fedrecall.simulations.quiet import silence
 from fedrecall.simulations.training import Collect, start_arrays, train
 from fedrecall.simulations.wiring import prepare
@@ -111,6 +112,11 @@ def test_nothing_phones_home() -> None:
 def test_a_cluster_needs_a_number_of_shards() -> None:
     with pytest.raises(ConfigError, match=r"flower\.address needs flower\.shards"):
         small_config("flower.address=auto", engine="flower")
+
+
+def test_where_a_cluster_is_stays_out_of_what_is_published() -> None:
+    config = small_config("flower.address=10.0.0.1:6379", "flower.shards=2", engine="flower")
+    assert "10.0.0.1" not in to_toml(config) and config.published()["flower"] == {"shards": 2}
 
 
 @contextmanager
