@@ -29,7 +29,7 @@ from fedrecall.privacy.device_ledger import Budget, DeviceLedger
 from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UsageError
-from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
+from fedrecall.protocol.files import check_room, read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.invitation import Invitation
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays, Update
@@ -39,6 +39,8 @@ from fedrecall.protocol.tensors import pack, unpack
 _MAX_BYTES = 1 << 30
 _SLACK = 1 << 16
 """Bytes of a message besides its numbers."""
+_ROOM = 1 << 21
+"""Bytes of what is kept of an answer besides a model: the longest of the private start, and the ledger's lines."""
 _ASKED = {"round", "mechanism", "clip_norm", "task"}
 _ROUNDS = "rounds"
 
@@ -122,6 +124,8 @@ class DeviceFolder:
         if sent is not None and answered == asked:
             return sent
         arrays, header = self._ask(data)
+        # What is charged and then cannot be kept is never sent: on a full disk every ask would cost, for nothing.
+        check_room(self.path, sum(weight.nbytes for weight in self._initial.values()) + _ROOM)
         update = self._trained(arrays, header, tower) if header["mechanism"] == _ROUNDS else self._told(arrays, header)
         out = pack(update.arrays, {"round": update.round, "nonce": update.nonce})
         kept = {name: weight.numpy() for name, weight in tower.items()}

@@ -52,6 +52,22 @@ def write_json_atomic(path: Path, value: Any, *, mode: int = 0o644) -> None:
     write_atomic(path, dumps(value, indent=2).encode() + b"\n", mode=mode)
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Raise FedrecallError, naming ``folder`` and the remedy, unless a file of ``size`` bytes fits there now.
+
+    The room is taken and given back: a number of free bytes says nothing of quotas, limits and what is reserved.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+                file.flush()
+    except OSError as error:
+        raise FedrecallError(_why(Path(folder), size, error)) from error
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Delete what killed writers of ``folder/name`` (a glob pattern) left; for its one writer only."""
     for path in Path(folder).glob(f".{name}.*.tmp"):

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,9 @@ def main(grid: Grid, context: Context) -> None:
             run(grid, Job.load(folder))
         except FedrecallError as error:
             _LOG.error("%s", error)
-            note_end(folder, error)
+            # On a full disk nothing can be noted, and what ended the rounds is what the operator must read.
+            with suppress(FedrecallError):
+                note_end(folder, error)
             raise
         note_end(folder, None)
 

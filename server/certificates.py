@@ -6,7 +6,6 @@ serve as well: put ``ca.pem``, ``server.pem`` and ``server.key`` into the folder
 
 import datetime
 import ipaddress
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ def certificates(folder: Path, names: Iterable[str], *, now: datetime.datetime |
     found = Certificates(authority=folder / "ca.pem", server=folder / "server.pem", key=folder / "server.key")
     signer = folder / "ca.key"
     there = [path.exists() for path in (found.authority, found.server, found.key)]
-    if not any(there) and not signer.exists():
+    if not any(there):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_authority(found.authority, signer, now)
     elif not found.authority.exists() or (not all(there) and not signer.exists()):
@@ -65,7 +64,8 @@ def certificates(folder: Path, names: Iterable[str], *, now: datetime.datetime |
 
 
 def _make_authority(path: Path, signer: Path, now: datetime.datetime) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
+    # A kill, or a full disk, between the two files leaves the key: its certificate is made again.
+    key = _read_key(signer) if signer.exists() else ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedrecall server")])
     uses = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     usage = dict.fromkeys((*uses, "encipher_only", "decipher_only"), False)
@@ -82,9 +82,7 @@ def _make_authority(path: Path, signer: Path, now: datetime.datetime) -> None:
 
 def _make_server(out: Certificates, signer: Path, names: list[str], now: datetime.datetime) -> None:
     authority = x509.load_pem_x509_certificate(out.authority.read_bytes())
-    signing = serialization.load_pem_private_key(signer.read_bytes(), password=None)
-    if not isinstance(signing, ec.EllipticCurvePrivateKey):
-        raise FedrecallError(f"{signer} is no elliptic-curve key: remove it, or restore the one of {out.authority}")
+    signing = _read_key(signer)
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
@@ -96,6 +94,13 @@ def _make_server(out: Certificates, signer: Path, names: list[str], now: datetim
     )
     _write_secret(out.key, key)
     write_atomic(out.server, certificate.public_bytes(_PEM))
+
+
+def _read_key(signer: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(signer.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise FedrecallError(f"{signer} is no elliptic-curve key: remove it, or restore the one of its ca.pem")
+    return key
 
 
 def _name(name: str) -> x509.GeneralName:
@@ -129,10 +134,4 @@ def _ends(path: Path) -> datetime.datetime:
 def _write_secret(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Replace ``path`` by a key that only its owner may read, at every moment."""
     data = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomic(path, data, mode=0o600)

@@ -13,7 +13,8 @@ from fedrecall.protocol.files import read_bounded, write_json_atomic
 from fedrecall.protocol.invitation import MAX_BYTES, Invitation
 from fedrecall.protocol.task import Task
 
-_NAME = "deployment.json"
+DEPLOYMENT = "deployment.json"
+"""Its file in the job's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,12 +55,12 @@ class Deployment:
         features = None if self.features is None else self.features.tolist()
         values = {"items": list(self.items), "event_weights": dict(self.event_weights), "features": features}
         values |= {"address": self.address, "release": self.release, "keep_releases": self.keep_releases}
-        write_json_atomic(folder / _NAME, values)
+        write_json_atomic(folder / DEPLOYMENT, values)
 
     @classmethod
     def load(cls, folder: Path) -> "Deployment":
         """Read what ``save`` wrote; raises CorruptArtefact for anything else."""
-        path = folder / _NAME
+        path = folder / DEPLOYMENT
         try:
             found = cls(**json.loads(read_bounded(path, max_bytes=MAX_BYTES)))
             features = None if found.features is None else np.array(found.features, dtype=np.float32)
@@ -87,4 +88,4 @@ def check_deployment(deployment: Deployment, task: Task) -> None:
 
 def is_deployment(folder: Path) -> bool:
     """Whether the job in ``folder`` is one of a deployment, with enrolled keys."""
-    return (folder / _NAME).exists()
+    return (folder / DEPLOYMENT).exists()

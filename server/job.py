@@ -21,7 +21,7 @@ from scipy import sparse
 from fedrecall.privacy.ledger import Head, Ledger
 from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UpdateError
-from fedrecall.protocol.files import read_bounded, write_atomic, write_json_atomic
+from fedrecall.protocol.files import check_room, read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.randomness import derive_seed
@@ -32,6 +32,7 @@ from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
 from fedrecall.server.config import ServerConfig, StartSettings
 from fedrecall.server.content import Content
 from fedrecall.server.content_features import pack_features, unpack_features
+from fedrecall.server.deployment import DEPLOYMENT
 from fedrecall.server.rounds import ROUNDS, Environment, ServerState, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
 from fedrecall.server.starting import Ask, StartEnvironment, bytes_of_start, check_start, run_start
@@ -44,6 +45,8 @@ UP, RUNNING = ".up.lock", ".rounds.lock"
 _JOB, _START, _CONTENT = "job.json", "start.safetensors", "content.safetensors"
 _PACES = ("deadline_s", "wait_s", "every_s")
 _MAX_BYTES = 64 << 30
+_SPARE = 1 << 20
+"""Bytes for the ledger's lines, manifests and logs."""
 _LOG = logging.getLogger(__name__)
 
 Collect = Callable[[int, Arrays, np.ndarray, float | None], Iterable[Update]]
@@ -123,6 +126,16 @@ class Job:
     def bytes_of_start(self) -> int:
         """Return how many bytes the arrays of a device's longest answer to the private start hold."""
         return bytes_of_start(self.starting, self.task.shape)
+
+    def check_room(self) -> None:
+        """Raise FedrecallError, naming the folder, unless it has room for all that the next charge pays for.
+
+        That is a checkpoint and a release: at most six times the model, what the start releases, and the identifiers.
+        """
+        names = self.folder / DEPLOYMENT
+        known = names.stat().st_size if names.exists() else 0
+        model = (self.folder / _START).stat().st_size
+        check_room(self.folder, 6 * model + 16 * self.bytes_of_start() + 2 * known + _SPARE)
 
     def run(
         self, collect: Collect, refusals: Counter[str], publish: Publish | None = None, *, ask: Ask | None = None

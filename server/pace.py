@@ -49,13 +49,19 @@ class Pace:
         yield from self.timed(lambda: self.collect(round, arrays, cohort, clip_norm))
 
     def timed(self, ask: Callable[[], Iterable[Update]]) -> Iterator[Update]:
-        """Wait for the time of a round, or of a mechanism of the start, and for the quorum; then yield what comes."""
+        """Wait for the time of a round, or of a mechanism of the start, and for the quorum; then yield what comes.
+
+        Raises FedrecallError where the disk has no room for what follows: before anybody is asked, and again when the
+        answers are in, just before the charge. What was not charged is asked again when there is room.
+        """
         self._wait()
+        self.job.check_room()
         ends = time.monotonic() + self.job.deadline_s
         self._say("round", began=time.time())
         yield from ask()
         if secret_cohorts(self.job.task.plan):
             time.sleep(max(0.0, ends - time.monotonic()))
+        self.job.check_room()
         self._say("working")
 
     def _wait(self) -> None:

@@ -117,6 +117,7 @@ class Server:
         if not self._running.is_due():
             return
         try:
+            self.job.check_room()
             self.superlink.start_run(self.job.folder)
             self._asked, self._seen = time.time(), False
         except FedrecallError as error:

@@ -51,7 +51,7 @@ def test_five_devices_end_where_the_batched_path_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["strangers", "node-killed", "server-killed", "straggler"])
+@pytest.mark.parametrize("scenario", ["strangers", "node-killed", "server-killed", "straggler", "no-room"])
 def test_every_fault_has_the_outcome_that_is_promised(scenario: str, tmp_path: Path) -> None:
     """The script fails where the outcome is another one: docs/deploy.md lists them."""
     assert script("faults.py", tmp_path, scenario)["scenario"] == scenario

@@ -8,9 +8,11 @@ import argparse
 import json
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -173,14 +175,68 @@ def straggler(folder: Path, deadline: float = 40.0) -> dict[str, Any]:
         return outcome
 
 
-def running(d: Deployment) -> Any:
-    """Enrol and start all of it; return the server's process."""
+def no_room(folder: Path) -> dict[str, Any]:
+    """No room on the server's disk, then on a device's: a limit on the size of files stands in for a full one."""
+    with deployed(folder, devices=3, rounds=8, quorum=2, deadline=60) as d:
+        up = running(d, joined := {})
+        d.wait(lambda: d.done() >= 1, 300)
+        limit_files(up.pid, 4096)
+        d.wait(lambda: d.progress().get("state") == "failed", 120)
+        before = server_charges(d)
+        time.sleep(30)
+        starved, problem = server_charges(d), d.progress()["problem"]
+        limit_files(up.pid, None)
+        done = d.done()
+        d.wait(lambda: d.done() >= done + 1, 120)
+        limit_files(joined[1].pid, 4096)
+        done = d.done()
+        d.wait(lambda: d.done() >= done + 2, 240)
+        without = d.charged(1)
+        limit_files(joined[1].pid, None)
+        code = up.wait()
+        outcome = {
+            "exit_code": code,
+            "problem": problem,
+            "rounds_charged": server_charges(d),
+            "device_rounds": [d.charged(number) for number in range(3)],
+            "refused": d.status()["refused"],
+        }
+        expect(starved == before and str(d.job) in problem and "no room" in problem, outcome)
+        expect(code == 0 and d.done() == 8 and server_charges(d) == list(range(8)), outcome)
+        expect(max(without) < max(d.charged(1)) and outcome["refused"].get("failed", 0) >= 1, outcome)
+        return outcome
+
+
+def limit_files(pid: int, most: int | None) -> None:
+    """Let a process and all that it started write no file beyond ``most`` bytes; ``None`` lifts that."""
+    for process in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (hard if most is None else most, hard))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that these started."""
+    found = [pid]
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    for process in found:
+        found += [child for child, parent in parents.items() if parent == process]
+    return found[1:]
+
+
+def running(d: Deployment, joined: dict[int, Any] | None = None) -> Any:
+    """Enrol and start all of it; return the server's process, and note those of the devices in ``joined``."""
     for number in range(d.devices):
         d.enrol(number)
     up = d.up()
     d.wait(d.registered, 200)
     for number in range(d.devices):
-        d.join(number)
+        process = d.join(number)
+        if joined is not None:
+            joined[number] = process
     return up
 
 
@@ -233,6 +289,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "server-killed": server_killed,
     "superlink-killed": superlink_killed,
     "straggler": straggler,
+    "no-room": no_room,
 }
 
 if __name__ == "__main__":

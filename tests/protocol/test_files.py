@@ -8,6 +8,7 @@ import pytest
 
 from fedrecall.protocol.errors import CorruptArtefact, FedrecallError
 from fedrecall.protocol.files import (
+    check_room,
     read_bounded,
     remove_leftovers,
     sha256_file,
@@ -48,6 +49,19 @@ def test_a_full_disk_names_the_path_and_leaves_the_old_file(tmp_path):
     assert caught.value.__cause__.errno == errno.EFBIG
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.bin"]
+
+
+def test_room_is_tried_before_it_is_needed_and_given_back(tmp_path):
+    check_room(tmp_path, 50_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        check_room(tmp_path, 4096)
+        with pytest.raises(FedrecallError, match=f"{tmp_path}: no room for 4097 bytes.*free some disk"):
+            check_room(tmp_path, 4097)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_in_the_way_is_an_error_of_ours(tmp_path):

@@ -81,6 +81,17 @@ def test_what_another_authority_signed_is_left_alone_until_it_has_ended(tmp_path
         certificates(tmp_path, NAMES, now=now + datetime.timedelta(days=366))
 
 
+def test_an_authority_of_which_only_the_key_was_written_is_made_from_it(tmp_path: Path) -> None:
+    """What a full disk or a kill leaves on the first start."""
+    certificates(tmp_path, NAMES)
+    key = (tmp_path / "ca.key").read_bytes()
+    for name in ("ca.pem", "server.pem", "server.key"):
+        (tmp_path / name).unlink()
+    found = certificates(tmp_path, NAMES)
+    assert (tmp_path / "ca.key").read_bytes() == key
+    assert handshake(found, found.authority, NAMES[0]) == "TLSv1.3"
+
+
 @pytest.mark.parametrize("missing", ["ca.pem", "server.pem", "server.key"])
 def test_half_a_set_of_another_authority_is_refused(missing: str, tmp_path: Path) -> None:
     certificates(tmp_path, NAMES)
