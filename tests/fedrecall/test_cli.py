@@ -18,12 +18,14 @@ from rich.progress import Progress
 import fedrecall
 from fedrecall.cli.app import app, call
 from fedrecall.cli.console import Output, ProgressBars, ProgressLines, table
-from fedrecall.cli.run import resume_command, summary
-from fedrecall.protocol.item_table import ItemTable
-from fedrecall.server.release import write_release
+from fedrecall.cli.run import resume_command
+
+from .commands import answer, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-c", "from fedrecall.cli import main; main()"]
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def leaves(command=None, path=()):
@@ -39,71 +41,6 @@ def start(*arguments, **options):
     return subprocess.Popen(
         [*PROGRAM, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )
-
-
-def answer(capsys, *arguments):
-    """Run a command that must succeed; return its JSON after checking that it is one strict line."""
-    code = call([*arguments, "--format", "json"])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    assert out.endswith("\n") and out.count("\n") == 1
-    return json.loads(out, parse_constant=pytest.fail)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEDRECALL_CACHE", str(tmp_path / "cache"))
-
-
-def write_run(
-    folder: Path, *, hits, epsilon=2.0, unit="user", sha256="a" * 64, protocol="loo", seed=0, first_user=0
-) -> Path:
-    """Write the parts of a run folder that comparing and indexing read; the values are invented."""
-    (folder / "private").mkdir(parents=True)
-    run = {
-        "dataset": {"name": "toy", "users": len(hits), "items": 30, "interactions": 99, "sha256": sha256},
-        "evaluation": {"protocol": protocol, "context": "train", "catalogue": "file", "masked": "context"},
-        "privacy": {
-            "unit": unit,
-            "simulated": True,
-            "adversaries": [
-                {
-                    "name": "released-model",
-                    "epsilon": epsilon,
-                    "delta": 1e-5,
-                    "adjacency": "add_remove",
-                    "sampling": "unamplified",
-                    "accountant": "PLD",
-                    "reason": "everyone takes part",
-                },
-                {
-                    "name": "server",
-                    "epsilon": None,
-                    "delta": 1e-5,
-                    "adjacency": "add_remove",
-                    "sampling": "unamplified",
-                    "accountant": "none",
-                    "reason": "it is trusted",
-                },
-            ],
-        },
-        "metrics": {"recall@10": float(np.mean(hits)), "recall@50": 0.5, "ndcg@10": 0.1},
-        "baselines": {"most_popular": {"recall@10": 0.1, "recall@50": 0.2, "ndcg@10": 0.05}},
-        "seed": seed,
-    }
-    (folder / "run.json").write_text(json.dumps(run))
-    columns = {"users": np.arange(len(hits)) + first_user, "recall@10": np.asarray(hits, dtype=float)}
-    np.savez(folder / "private" / "per_user.npz", **columns, **{"ease/recall@10": np.ones(len(hits))})
-    return folder
-
-
-@pytest.fixture
-def released(tmp_path):
-    vectors = np.random.default_rng(5).standard_normal((30, 8)).astype(np.float32)
-    items = ItemTable.from_vectors(vectors, [f"item {i}" for i in range(29)] + ["Ärger [b]"])
-    folder = tmp_path / "released"
-    write_release(folder, model={}, items=items, round=1, plan_digest="0" * 64, ledger_head=None, simulated=True)
-    return folder, items
 
 
 def test_start_up_is_quick_because_nothing_heavy_is_imported():
@@ -254,123 +191,6 @@ def test_names_stay_whole_on_a_narrow_terminal_and_where_there_is_none(monkeypat
     monkeypatch.setenv("COLUMNS", "20")
     Output("text").answer(None, table("t", ["name", "what"], [["n" * 30, "w" * 100]]))
     assert "w" * 100 in capsys.readouterr().out
-
-
-def test_a_run_is_summed_up_with_its_bound_in_full(tmp_path, capsys):
-    run = json.loads((write_run(tmp_path / "r", hits=[1, 0]) / "run.json").read_text())
-    Output("text").answer(run, *summary(run, tmp_path / "r"))
-    out = capsys.readouterr().out
-    assert "0.5000" in out and "most popular" in out and "report.html" in out
-    assert "Epsilon 2.000 at delta 1e-5 against released-model. Unit: user" in out
-    assert "No bound against server" in out and "known seed" in out
-
-
-def test_data_list_and_describe(capsys):
-    names = {row["name"] for row in answer(capsys, "data", "list")}
-    assert {"ml-100k", "ml-1m", "movietweetings", "steam", "synthetic"} <= names
-    assert answer(capsys, "data", "describe", "synthetic")["users"] > 100
-    assert call(["data", "list"]) == 0
-    assert "movietweetings" in capsys.readouterr().out
-
-
-def test_a_file_of_any_layout_is_imported_and_described(tmp_path, capsys):
-    rows = ["who;what;when;how"]
-    rows += [f"Ü{u};é{i};{1_600_000_000 + 60 * i};{'view' if i % 2 else 'buy'}" for u in range(5) for i in range(6)]
-    (tmp_path / "log.csv").write_text("\n".join([*rows, "broken"]), encoding="utf-8")
-    columns = ["--user", "who", "--item", "2", "--time", "when", "--event", "how"]
-    weights = ["--event-weight", "view=1", "--event-weight", "buy=3"]
-    command = ["data", "import", str(tmp_path / "log.csv"), "--name", "shop", *columns, *weights]
-    report = answer(capsys, *command)
-    assert (report["users"], report["items"], report["interactions"]) == (5, 6, 30)
-    described = answer(capsys, "data", "describe", "shop")
-    assert described["event_types"] == {"view": 15, "buy": 15}
-    assert "shop" in {row["name"] for row in answer(capsys, "data", "list")}
-    assert call(command) == 0
-    assert "fedrecall run --dataset shop" in capsys.readouterr().out
-
-
-def test_the_index_is_built_searched_and_bound_to_its_table(released, capsys):
-    folder, items = released
-    built = answer(capsys, "index", "build", str(folder), "--kind", "flat")
-    assert built["kind"] == "flat" and [built[f"recall@{k}"] for k in (10, 50, 100)] == [1.0, 1.0, 1.0]
-    found = answer(capsys, "index", "search", str(folder), "--item", "item 4", "--k", "5")
-    scores = items.vectors() @ items.vectors()[4]
-    scores[4] = -np.inf
-    best = np.argsort(-scores)[:5]
-    assert [row["item"] for row in found["neighbours"]] == [items.ids[i] for i in best]
-    assert [row["score"] for row in found["neighbours"]] == pytest.approx(scores[best], rel=1e-5)
-    assert call(["index", "search", str(folder), "--item", "item 99"]) == 2
-    index = (folder / "items.faiss").read_bytes()
-    (folder / "items.faiss").write_bytes(index[:-1] + bytes([index[-1] ^ 1]))
-    assert call(["index", "search", str(folder), "--item", "item 4"]) == 6
-    (folder / "index.json").unlink()
-    assert call(["index", "search", str(folder), "--item", "item 4"]) == 2
-    (folder / "items.safetensors").write_bytes(b"{}")
-    assert call(["index", "build", str(folder)]) == 6
-    assert "items.safetensors" in capsys.readouterr().err
-
-
-def test_calibrate_meets_the_anchor_of_the_closed_form(capsys):
-    """Epsilon 8 at delta 1e-5 is mu 1.666 (PRIVACY.md), so 4 releases need sigma 2 / 1.666."""
-    found = answer(capsys, "privacy", "calibrate", "--epsilon", "8", "--delta", "1e-5", "--steps", "4")
-    assert found["noise_multiplier"] == pytest.approx(2 / 1.666, rel=2e-3)
-    rows = {row["name"]: row for row in found["adversaries"]}
-    assert 7.999 <= rows["released-model"]["epsilon"] <= 8.0
-    assert rows["server"]["epsilon"] is None and rows["server"]["reason"]
-    assert rows["network"]["accountant"] and rows["network"]["delta"] == 1e-5
-
-
-def test_compare_pairs_the_same_people_and_says_why_it_cannot(tmp_path, capsys):
-    rng = np.random.default_rng(3)
-    a = rng.random(400) < 0.2
-    b = a | (rng.random(400) < 0.1)
-    first = write_run(tmp_path / "first", hits=a)
-    better = write_run(tmp_path / "better", hits=b, epsilon=8.0)
-    events = write_run(tmp_path / "events", hits=b, unit="interaction", epsilon=3.21)
-    other = write_run(tmp_path / "other", hits=b, sha256="b" * 64)
-    found = answer(capsys, "compare", *map(str, (first, better, events, other)))
-    pair = found["differences"][0]["metrics"]["recall@10"]
-    assert pair["difference"] == pytest.approx(b.mean() - a.mean())
-    assert pair["wins"] == int((b & ~a).sum()) and pair["losses"] == 0
-    assert 0 < pair["low"] < pair["difference"] < pair["high"]
-    assert found["differences"][2]["reason"] == "different data (sha256)"
-    assert [row["epsilon"]["released-model"] for row in found["runs"]] == [2.0, 8.0, 3.21, 2.0]
-    assert not any("epsilon" in key for row in found["differences"] for key in row.get("metrics", row))
-
-
-def test_compare_shows_epsilons_of_different_units_on_different_rows(tmp_path, capsys):
-    users = write_run(tmp_path / "u", hits=[1, 0], epsilon=1.23456)
-    events = write_run(tmp_path / "e", hits=[1, 1], unit="interaction", epsilon=3.21)
-    assert call(["compare", str(users), str(events)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "epsilon (unit" in line]
-    shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    assert ["epsilon (unit user) released-model", "1.235", ""] in shown
-    assert ["epsilon (unit interaction) released-model", "", "3.210"] in shown
-    assert ["epsilon (unit user) server", "no bound", ""] in shown
-
-
-@pytest.mark.parametrize("change", [{"protocol": "temporal"}, {"protocol": "ncf", "seed": 1}, {"first_user": 1}])
-def test_compare_does_not_pair_other_evaluations(change, tmp_path, capsys):
-    first = write_run(tmp_path / "a", hits=[1, 0], **({"protocol": "ncf"} if "seed" in change else {}))
-    second = write_run(tmp_path / "b", hits=[1, 1], **change)
-    assert answer(capsys, "compare", str(first), str(second))["differences"][0]["reason"].startswith("different")
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("run.json", b"{"),
-        ("run.json", b"[]"),
-        ("run.json", b"{}"),
-        ("private/per_user.npz", b"PK"),
-        ("private/per_user.npz", None),
-    ],
-)
-def test_compare_calls_a_damaged_run_corrupt(file, content, tmp_path):
-    first, second = (write_run(tmp_path / name, hits=[1, 0]) for name in "ab")
-    whole = (second / file).read_bytes()
-    (second / file).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    assert call(["compare", str(first), str(second)]) == 6
 
 
 def test_doctor_finds_this_machine_ready_and_a_read_only_cache_not(tmp_path, monkeypatch, capsys):
