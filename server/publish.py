@@ -60,7 +60,9 @@ class Publisher:
             for old in sorted(found(self.folder))[: -max(2, self.keep)]:
                 shutil.rmtree(releases / f"{old:06d}")
         except OSError as error:
-            raise FedrecallError(f"{releases / name} cannot be published ({error.strerror}): free some room") from error
+            raise FedrecallError(
+                f"{releases / name} cannot be published ({error.strerror}): free some room, check its rights"
+            ) from error
 
     def _write(self, releases: Path, name: str, state: ServerState, ledger_head: str) -> None:
         unfinished = releases / f".{name}.new"

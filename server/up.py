@@ -83,7 +83,7 @@ class Server:
             self._note_starts()
             busy = is_held(self.job.folder / RUNNING)
             self._seen |= busy
-            if not busy and rounds_done(self.job.folder / CHECKPOINTS) >= steps:
+            if not busy and is_finished(self.job):
                 self.say(f"all {steps} rounds are released")
                 return
             if alive["superlink"] and self.superlink.answers():
@@ -187,6 +187,12 @@ def started(folder: Path, listen: Listen | None, *, tls: Path, database: Path | 
         stack.callback(signal.signal, signal.SIGTERM, previous)
         roster = Roster(folder, devices=job.task.plan.devices)
         yield Server(job=job, superlink=superlink, children=kept, roster=roster, say=say)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the last round is released: its checkpoint alone is not enough, the release may have been refused."""
+    done = rounds_done(job.folder / CHECKPOINTS) >= job.task.plan.mechanism(ROUNDS).steps
+    return done and read_progress(job.folder).get("state") == "finished"
 
 
 def names(deployment: Deployment) -> list[str]:

@@ -19,6 +19,7 @@ from fedrecall.server.config import StartSettings
 from fedrecall.server.content_features import content_features
 from fedrecall.server.deployment import Deployment, check_deployment
 from fedrecall.server.job import Job
+from fedrecall.server.publish import RELEASES
 from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.config import load_config
 from fedrecall.simulations.data.dataset import Catalogue
@@ -109,8 +110,15 @@ def make_job(request: JobRequest, progress: Progress) -> dict[str, Any]:
         starting=starting,
     )
     job.check()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made ({error.strerror}): make it beforehand, or choose another"
+        ) from error
+    # Whoever serves it may start first: a container engine would make it, and the server could not write there.
+    (folder / RELEASES).mkdir()
     job.save(arrays, content)
     deployment.save(folder)
     return {

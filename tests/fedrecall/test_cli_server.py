@@ -45,6 +45,14 @@ def key_file(tmp_path: Path, name: str = "key.pub") -> Path:
     return path
 
 
+def test_a_job_that_cannot_be_made_is_a_request_and_no_defect(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "job").write_text("in the way")
+    given = init(tmp_path)
+    given[1] = tmp_path / "job" / "deeper"
+    code, _, said = run(*given)
+    assert code == 2 and "cannot be made (Not a directory)" in said
+
+
 def test_a_job_in_earnest_keeps_its_epsilon_and_is_its_owners_alone(run: Any, tmp_path: Path) -> None:
     code, made, _ = run(*init(tmp_path, "-c", "rounds.count=5", "--every", 3600, "--deadline", 30))
     assert code == 0
@@ -58,6 +66,8 @@ def test_a_job_in_earnest_keeps_its_epsilon_and_is_its_owners_alone(run: Any, tm
     assert (job.every_s, job.deadline_s, job.quorum) == (3600.0, 30.0, 2)
     assert job.starting is not None and job.starting.compared == 3 and job.content() is None
     assert made["start"] == {"compared": 3, "terms": 0, "bytes": job.bytes_of_start()}
+    # Whoever serves releases may start before the server does.
+    assert list((tmp_path / "job" / "releases").iterdir()) == []
     assert "item.id.weight" not in job.task.trained, "rounds train what the preset's rounds train"
     assert not any(name.startswith("user.") for name in job.start())
     assert made["bytes_of_an_update"] == sum(job.start()[name].nbytes for name in job.task.trained)

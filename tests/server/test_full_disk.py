@@ -23,12 +23,13 @@ from fedrecall.protocol.errors import FedrecallError
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.tensors import pack, unpack
 from fedrecall.server.app import main
-from fedrecall.server.checkpoint import load_latest
+from fedrecall.server.checkpoint import load_latest, rounds_done
 from fedrecall.server.job import Job
 from fedrecall.server.pace import read_progress
 from fedrecall.server.publish import found
 from fedrecall.server.release import load_release
 from fedrecall.server.roster import Roster
+from fedrecall.server.up import is_finished
 
 from ..small_disks import apart, empty, leave, limit_files, on_a_disk
 from .flower_nodes import Node, flower
@@ -258,6 +259,21 @@ def test_room_that_goes_while_devices_answer_costs_no_round(tmp_path: Path, monk
     assert (found["progress"]["state"], found["progress"]["exit_code"]) == ("failed", 3)
     assert "no room for" in found["progress"]["problem"]
     assert found["last"]["error"] == "" and found["moved"][-1] == pytest.approx(STEPS)
+
+
+def test_a_job_whose_last_release_was_refused_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of the last round stands: the server must not end before it is released."""
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    deployment(tmp_path)
+    in_the_way = tmp_path / "releases" / f".{STEPS:06d}.new"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("no folder")
+    life = apart(lambda: run_app(tmp_path))
+    assert life["code"] == 3 and str(tmp_path / "releases") in life["error"]
+    assert rounds_done(tmp_path / "checkpoints") == STEPS and not is_finished(Job.load(tmp_path))
+    in_the_way.unlink()
+    assert apart(lambda: run_app(tmp_path)) == {"asked": [], "error": "", "code": 0}
+    assert is_finished(Job.load(tmp_path)) and max(found(tmp_path)) == STEPS
 
 
 def test_an_invitation_without_room_gives_no_number_away(tmp_path: Path) -> None:
