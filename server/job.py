@@ -7,8 +7,6 @@ lost stays charged, and is left out (PRIVACY.md, rule 8).
 import hashlib
 import json
 import logging
-import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,15 +17,13 @@ import numpy as np
 from scipy import sparse
 
 from fedrecall.privacy.ledger import Head, Ledger
-from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UpdateError
 from fedrecall.protocol.files import check_room, read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
-from fedrecall.protocol.plan import Plan
-from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import pack, unpack
+from fedrecall.server.chance import coins_of, key_of, noise_of, secret_cohorts
 from fedrecall.server.checkpoint import Checkpoint, load_latest, save_checkpoint
 from fedrecall.server.config import ServerConfig, StartSettings
 from fedrecall.server.content import Content
@@ -219,18 +215,12 @@ class Job:
         return run_rounds(state, plan, environment, config=self.config, ledger=ledger, on_round=on_round)
 
     def _environment(self, collect: Collect, refusals: Counter[str]) -> Environment:
-        plan, mechanism, seed = self.task.plan, self.task.plan.mechanism(ROUNDS), self.task.seed
-
-        def coins(round: int) -> np.random.Generator:
-            if plan.simulated:
-                return np.random.default_rng(derive_seed(seed, "cohort", plan.digest(), round))
-            return SecretCoins()
-
+        plan, mechanism = self.task.plan, self.task.plan.mechanism(ROUNDS)
         return Environment(
             collect=collect,
-            sampler=Sampler.of(mechanism, plan.devices, coins),
-            noise=lambda round: self._noise(mechanism.name, round),
-            key=lambda round: self._key(mechanism.name, round),
+            sampler=Sampler.of(mechanism, plan.devices, lambda round: coins_of(self.task, round)),
+            noise=lambda round: noise_of(self.task, mechanism.name, round),
+            key=lambda round: key_of(self.task, mechanism.name, round),
             samples=int(self.task.local["blocks"]) if plan.unit == "interaction" else 1,
             on_refused=_counting(refusals),
         )
@@ -250,8 +240,8 @@ class Job:
             raise PlanError("the job has a private start, and nobody to ask for it: give `ask`")
         environment = StartEnvironment(
             ask=ask,
-            noise=lambda mechanism: self._noise(mechanism, 0),
-            key=lambda mechanism: self._key(mechanism, 0),
+            noise=lambda mechanism: noise_of(self.task, mechanism, 0),
+            key=lambda mechanism: key_of(self.task, mechanism, 0),
             on_refused=_counting(refusals),
             keep=keep,
         )
@@ -264,15 +254,6 @@ class Job:
             released=released,
             ledger=ledger,
         )
-
-    def _noise(self, mechanism: str, round: int) -> NoiseSource:
-        plan = self.task.plan
-        return SeededNoise(self.task.seed, plan.digest(), mechanism, round) if plan.simulated else SecureNoise()
-
-    def _key(self, mechanism: str, round: int) -> str:
-        plan = self.task.plan
-        simulated = f"{derive_seed(self.task.seed, 'noise', plan.digest(), mechanism, round):032x}"
-        return simulated if plan.simulated else secrets.token_hex(16)
 
     def check(self) -> None:
         """Raise PlanError for what this server cannot do as it was accounted."""
@@ -288,26 +269,3 @@ class Job:
 
 def _counting(refusals: Counter[str]) -> Callable[[Update, UpdateError], None]:
     return lambda _, error: refusals.update([error.reason or "refused"])
-
-
-def secret_cohorts(plan: Plan) -> bool:
-    """Whether the plan claims amplification by sampling: then nothing may tell who or how many took part (rule 7)."""
-    return plan.mechanism(ROUNDS).sampling in ("poisson", "fixed_size")
-
-
-class SecretCoins(np.random.Generator):
-    """Uniform numbers and subsets from the operating system's generator: nobody can foretell a cohort."""
-
-    def __init__(self) -> None:
-        super().__init__(np.random.Philox(secrets.randbits(128)))
-
-    def random(self, size: int) -> np.ndarray:  # type: ignore[override]
-        """Return ``size`` numbers in [0, 1), 53 secure bits each."""
-        bits = np.frombuffer(os.urandom(8 * size), dtype="<u8")
-        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-    def choice(self, a: np.ndarray, size: int, replace: bool) -> np.ndarray:  # type: ignore[override]
-        """Return a uniform subset of ``a`` with ``size`` members, without replacement."""
-        if replace:
-            raise PlanError("a cohort is drawn without replacement")
-        return np.asarray(a)[np.argsort(self.random(len(a)), kind="stable")[:size]]

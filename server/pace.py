@@ -13,7 +13,8 @@ import numpy as np
 from fedrecall.protocol.errors import CorruptArtefact, FedrecallError
 from fedrecall.protocol.files import read_bounded, write_json_atomic
 from fedrecall.protocol.records import Arrays, Update
-from fedrecall.server.job import Collect, Job, secret_cohorts
+from fedrecall.server.chance import secret_cohorts
+from fedrecall.server.job import Collect, Job
 
 PROGRESS = "progress.json"
 _MAX_BYTES = 1 << 20

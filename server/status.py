@@ -13,8 +13,9 @@ from fedrecall.protocol.errors import CorruptArtefact
 from fedrecall.protocol.files import read_bounded
 from fedrecall.protocol.lock import is_held
 from fedrecall.protocol.plan import Plan
+from fedrecall.server.chance import secret_cohorts
 from fedrecall.server.checkpoint import rounds_done
-from fedrecall.server.job import CHECKPOINTS, LEDGER, RUNNING, UP, Job, secret_cohorts
+from fedrecall.server.job import CHECKPOINTS, LEDGER, RUNNING, UP, Job
 from fedrecall.server.pace import read_progress
 from fedrecall.server.publish import RELEASES, found
 from fedrecall.server.roster import Roster
