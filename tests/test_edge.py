@@ -51,6 +51,18 @@ def test_five_devices_end_where_the_batched_path_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_recipe_ends_with_a_list_for_each_device(tmp_path: Path) -> None:
+    """As a newcomer calls it: the preset as it is, with the private start, on made-up items."""
+    answer = script("deploy.py", tmp_path / "edge", "--devices", "3", "--rounds", "1", "--deadline", "600")
+    assert (answer["state"], answer["rounds"], answer["refused"]) == ("finished", 1, {})
+    assert answer["start"] == ["popularity", "second_moments"] and answer["rounds_charged"] == [1] * 3
+    assert 7.99 < answer["epsilon"]["released-model"] <= 8.0 and answer["epsilon"]["server"] is None
+    events = (tmp_path / "edge" / "events-0.csv").read_text().split()[1:]
+    assert len(set(answer["recommended"])) == 10 and not set(answer["recommended"]) & set(events)
+    assert 0.0 <= answer["recall@10"] <= 1.0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["strangers", "node-killed", "server-killed", "straggler", "no-room"])
 def test_every_fault_has_the_outcome_that_is_promised(scenario: str, tmp_path: Path) -> None:
     """The script fails where the outcome is another one: docs/deploy.md lists them."""

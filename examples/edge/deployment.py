@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -52,6 +52,18 @@ def events_of(device: int, count: int = 20) -> list[str]:
     return [f"i{item}" for item in rng.choice(ITEMS, size=count, replace=False)]
 
 
+class World(Protocol):
+    """What devices have events with."""
+
+    def write_catalogue(self, path: Path) -> Path:
+        """Write the public items with their titles and categories."""
+        ...
+
+    def write_events(self, path: Path, device: int) -> Path:
+        """Write the events of one device."""
+        ...
+
+
 class Deployment:
     """A server and its devices, each a folder below one."""
 
@@ -63,6 +75,7 @@ class Deployment:
         rounds: int,
         epsilon: float | None = 8.0,
         cohort: int | None = None,
+        world: World | None = None,
         **options: float,
     ) -> None:
         """Make the job.
@@ -73,21 +86,29 @@ class Deployment:
             rounds: how many.
             epsilon: of the plan; ``None`` is no noise at all.
             cohort: how many devices a round asks, in turn; ``None`` for all.
+            world: its catalogue and events, for the preset as it is, private start included; ``None`` for the smallest
+                model, made-up events, and rounds alone.
             options: those of ``server init``, by name.
         """
         self.folder, self.devices, self.rounds = folder, devices, rounds
         self.job, self.port = folder / "server", free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        catalogue = folder / "items.csv"
-        catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(ITEMS)))
-        tiny = [f"{section}.{key}={value}" for section, keys in TINY.items() for key, value in keys.items()]
-        settings = [*tiny, f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}", "start.enabled=false"]
+        self._world, catalogue = world, folder / "items.csv"
+        settings = [f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}"]
+        place: list[str | Path] = ["--catalogue", catalogue]
+        if world is None:
+            catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(ITEMS)))
+            settings += [f"{section}.{key}={value}" for section, keys in TINY.items() for key, value in keys.items()]
+            settings += ["start.enabled=false"]
+        else:
+            world.write_catalogue(catalogue)
+            place += ["--title", "title", "--categories", "categories"]
         if cohort is not None:
             settings += [f"rounds.cohort={cohort}", 'rounds.sampling="limited"']
         given = [part for setting in settings for part in ("-c", setting)]
         given += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        place = ["--catalogue", catalogue, "--devices", devices, "--address", f"127.0.0.1:{self.port}"]
-        self.facts = fedrecall("server", "init", self.job, *map(str, place), "--preset", "user-eps8", *given)
+        place += ["--devices", str(devices), "--address", f"127.0.0.1:{self.port}"]
+        self.facts = fedrecall("server", "init", self.job, *place, "--preset", "user-eps8", *given)
         self._budget = Budget(epsilon=epsilon and 2 * epsilon, delta=1e-5)
         self.began = time.time()
         self._stack = ExitStack()
@@ -105,7 +126,10 @@ class Deployment:
             fedrecall("server", "invite", self.job, "--public-key", key, "--out", invitation)
         DeviceFolder.enrol(place, Invitation.load(invitation), self._budget)
         events = self.folder / f"events-{number}.csv"
-        events.write_text("item\n" + "".join(f"{item}\n" for item in events_of(number)))
+        if self._world is None:
+            events.write_text("item\n" + "".join(f"{item}\n" for item in events_of(number)))
+        else:
+            self._world.write_events(events, number)
         fedrecall("device", "ingest", place, events)
         return place
 
@@ -154,10 +178,10 @@ class Deployment:
         found = [int(path.stem.removeprefix("round-")) for path in (self.job / "checkpoints").glob("round-*")]
         return max(found, default=0)
 
-    def charged(self, number: int) -> list[int]:
-        """Return the rounds that a device's ledger was charged for, in order."""
-        lines = (self.device(number) / "ledger.jsonl").read_text().splitlines()
-        return [json.loads(line)["round"] for line in lines if "round" in json.loads(line)]
+    def charged(self, number: int, mechanism: str = "rounds") -> list[int]:
+        """Return the releases of a mechanism that a device's ledger was charged for, in order."""
+        lines = map(json.loads, (self.device(number) / "ledger.jsonl").read_text().splitlines())
+        return [line["round"] for line in lines if line.get("mechanism") == mechanism]
 
     def close(self) -> None:
         """End every process of it."""
