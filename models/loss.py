@@ -27,7 +27,7 @@ def sampled_softmax(
     """
     kept = (~masked).sum(dim=-1).clamp(min=1)
     # log(K q), for the positive instead of against every negative: the same softmax, in one pass over the scores.
-    correction = torch.log(kept) - math.log(n_items - 1)
+    correction = torch.log(kept.to(negative.dtype)) - math.log(n_items - 1)
     hidden = torch.zeros_like(masked, dtype=negative.dtype).masked_fill(masked, float("-inf"))
     first = positive + correction[:, None]
     logits = torch.cat([first[..., None], negative + hidden[:, None, :]], dim=-1)

@@ -43,15 +43,22 @@ class Block(nn.Module):
 
 
 class RecencyHead(nn.Module):
-    """Projected mean of the events seen so far, weighted by a learned function of their age in events."""
+    """Projected mean of the events seen so far, weighted by a learned function of their age in events.
 
-    def __init__(self, shape: ModelShape, *, decay: float = 0.85) -> None:
-        """Create the head with weights ``decay ** age`` and the identity as projection."""
+    One event more, whose vector is zero, stands for what is known before any event. It pulls the mean of a short
+    history towards nothing, so that what does not depend on the history (the projection's bias: popularity) counts
+    for more where little is known: the posterior mean of a normal prior (Efron and Morris 1973), with its weight
+    learned like the others.
+    """
+
+    def __init__(self, shape: ModelShape, *, decay: float = 0.85, prior: float = 2.0) -> None:
+        """Create the head with weights ``decay ** age``, ``prior`` (the last row), and the identity as projection."""
         super().__init__()
-        self.age = nn.Embedding(shape.window, 1)
+        self.age = nn.Embedding(shape.window + 1, 1)
         self.project = nn.Linear(shape.dim, shape.dim)
         with torch.no_grad():
-            self.age.weight.copy_(torch.arange(shape.window)[:, None] * torch.log(torch.tensor(decay)))
+            weights = torch.cat([torch.tensor(decay) ** torch.arange(shape.window), torch.tensor([prior])])
+            self.age.weight.copy_(torch.log(weights)[:, None])
             nn.init.eye_(self.project.weight)
             nn.init.zeros_(self.project.bias)
 
@@ -61,10 +68,13 @@ class RecencyHead(nn.Module):
         """Return the weighted mean up to and including every position."""
         batch, length, _ = items.shape
         steps = torch.arange(length, device=items.device)
+        rows = torch.cat([steps, steps.new_full((1,), self.age.num_embeddings - 1)])
         # Ids expanded over the batch before the look-up: a broadcast embedding breaks per-sample gradients.
-        logits = self.age(steps.expand(batch, length)).squeeze(-1)
+        logits = self.age(rows.expand(batch, length + 1)).squeeze(-1)
         ages = (steps[:, None] - steps[None, :]).clamp(min=0)
-        mean: Tensor = self.project(torch.softmax(logits[:, ages] + hidden, dim=-1) @ items)
+        prior = logits[:, -1:, None].expand(batch, length, 1)
+        shares = torch.softmax(torch.cat([logits[:, ages] + hidden, prior], dim=-1), dim=-1)
+        mean: Tensor = self.project(shares[..., :-1] @ items)
         return mean
 
 

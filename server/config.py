@@ -69,6 +69,7 @@ class StartSettings(BaseModel):
         content: weight of public content beside second moments, in edges of their noise; 0 for none.
         content_items: most popular items that content gives vectors of their own.
         decay: first weight of an event, by age in events.
+        prior: first weight of what is known before any event, in events.
         scale: first length of context vectors.
         popularity: first weight of popularity in a context.
     """
@@ -83,5 +84,6 @@ class StartSettings(BaseModel):
     content: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     content_items: Annotated[int, Field(ge=1)]
     decay: Annotated[float, Field(gt=0.0, le=1.0)]
+    prior: Positive
     scale: Positive
     popularity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -130,10 +130,11 @@ def first_item_vectors(
 def first_model(arrays: Arrays, first: ItemVectors, settings: StartSettings) -> dict[str, np.ndarray]:
     """Return ``arrays`` with the first item vectors, and a context that is what its latest events are.
 
-    An event weighs ``decay`` to the power of its age; a context's taste is ``scale`` times the events', and its
-    popularity ``scale`` times ``popularity``, whatever the history.
+    An event weighs ``decay`` to the power of its age; a context's taste is ``scale`` times the mean of the events and
+    of ``prior`` events that say nothing, and its popularity ``scale`` times ``popularity``, whatever the history.
     """
-    window, dim = len(arrays[_AGE]), first.vectors.shape[1]
+    window, dim = len(arrays[_AGE]) - 1, first.vectors.shape[1]
+    ages = np.append(np.arange(window) * np.log(settings.decay), np.log(settings.prior))
     project = np.eye(dim, dtype=np.float32) * np.float32(settings.scale)
     project[0, 0] = 0.0  # a context's popularity is the bias alone
     bias = np.array(arrays[f"{_PROJECT}.bias"])
@@ -141,7 +142,7 @@ def first_model(arrays: Arrays, first: ItemVectors, settings: StartSettings) -> 
     return {
         **arrays,
         ITEM_TABLE: first.vectors.astype(np.float32),
-        _AGE: np.arange(window, dtype=np.float32)[:, None] * np.float32(np.log(settings.decay)),
+        _AGE: ages[:, None].astype(np.float32),
         f"{_PROJECT}.weight": project,
         f"{_PROJECT}.bias": bias,
     }

@@ -109,8 +109,11 @@ class StartConfig(_Section):
     )
     content_items: int = Field(1400, ge=1, description="most popular items that content gives vectors of their own")
     decay: float = Field(0.82, gt=0, le=1, description="first weight of an event, by age in events")
-    scale: float = Field(8.0, gt=0, description="first length of context vectors: the softmax's inverse temperature")
-    popularity: float = Field(0.5, ge=0, description="first weight of popularity in a context")
+    prior: float = Field(
+        2.0, gt=0, description="first weight of an event that says nothing: short histories lean on popularity"
+    )
+    scale: float = Field(11.0, gt=0, description="first length of context vectors: the softmax's inverse temperature")
+    popularity: float = Field(0.36, ge=0, description="first weight of popularity in a context")
 
 
 class RoundsConfig(_Section):

@@ -341,8 +341,9 @@ def oracle_loss(world: World, weights: dict[str, Tensor], events: list[int], neg
 
 def oracle_recency(weights: dict[str, Tensor], vectors: list[Tensor]) -> Tensor:
     newest_first = vectors[::-1]
-    share = torch.stack([torch.exp(weights["transformer.recency.age.weight"][a, 0]) for a in range(len(vectors))])
-    mean = sum(s * v for s, v in zip(share / share.sum(), newest_first, strict=True))
+    ages = torch.exp(weights["transformer.recency.age.weight"][:, 0])
+    total = sum(ages[: len(vectors)]) + ages[-1]  # the last row is an event of nothing
+    mean = sum(ages[a] / total * v for a, v in enumerate(newest_first))
     return weights["transformer.recency.project.weight"] @ mean + weights["transformer.recency.project.bias"]
 
 

@@ -76,7 +76,7 @@ def test_rows_of_padding_alone_are_finite_and_so_are_their_gradients(
     assert all(torch.isfinite(weight.grad).all() for weight in trained.parameters())
 
 
-def test_an_untrained_transformer_is_the_mean_weighted_by_age() -> None:
+def test_an_untrained_transformer_is_the_mean_of_two_empty_events_and_of_events_weighted_by_age() -> None:
     torch.manual_seed(3)
     items, types, real = inputs()
     real[0, :4] = False
@@ -85,7 +85,7 @@ def test_an_untrained_transformer_is_the_mean_weighted_by_age() -> None:
         for t in range(SHAPE.window):
             seen = [s for s in range(t + 1) if real[row, s] or s == t]
             age = np.array([0.85 ** (t - s) for s in seen])
-            expected = age @ items[row, seen].numpy() / age.sum()
+            expected = age @ items[row, seen].numpy() / (age.sum() + 2)
             np.testing.assert_allclose(found[row, t], expected, rtol=0, atol=1e-6)
 
 

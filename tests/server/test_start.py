@@ -164,12 +164,13 @@ def test_the_first_context_is_its_latest_events_and_a_popularity_that_no_history
         content=0.0,
         content_items=1,
         decay=0.8,
+        prior=3.0,
         scale=10.0,
         popularity=0.3,
     )
     fresh = {
         "item.id.weight": np.ones((6, 3), np.float32),
-        "transformer.recency.age.weight": np.ones((4, 1), np.float32),
+        "transformer.recency.age.weight": np.ones((5, 1), np.float32),
         "transformer.recency.project.weight": np.ones((3, 3), np.float32),
         "transformer.recency.project.bias": np.zeros(3, np.float32),
         "transformer.out.weight": np.full((3, 3), 7, np.float32),
@@ -178,7 +179,8 @@ def test_the_first_context_is_its_latest_events_and_a_popularity_that_no_history
     vectors = np.random.default_rng(0).standard_normal((6, 3))
     found = first_model(fresh, ItemVectors(vectors=vectors, directions=2), settings)
     assert all(array.dtype == np.float32 and array.shape == before[name].shape for name, array in found.items())
-    np.testing.assert_allclose(np.exp(found["transformer.recency.age.weight"][:, 0]), 0.8 ** np.arange(4), rtol=1e-6)
+    weights = np.exp(found["transformer.recency.age.weight"][:, 0])
+    np.testing.assert_allclose(weights, [1, 0.8, 0.64, 0.512, 3], rtol=1e-6)
     project, bias = (found[f"transformer.recency.project.{part}"] for part in ("weight", "bias"))
     for event in vectors:
         np.testing.assert_allclose(project @ event + bias, [3.0, 10 * event[1], 10 * event[2]], rtol=1e-5)

@@ -76,11 +76,11 @@ def test_the_signal_is_the_mean_log_likelihood_of_the_next_items(world, arrays):
 def test_models_that_memorise_give_devices_away_and_private_ones_do_not(world_of):
     """Without privacy, few devices and a table trained hard; then the same under epsilon 1."""
     settings = (
-        "rounds.count=12",
+        "rounds.count=20",
         "start.enabled=false",
         "server.optimiser=fedadam",
         "server.learning_rate=0.2",
-        "server.checkpoint_every=12",
+        "server.checkpoint_every=20",
     )
     results = {}
     for epsilon, models in (("'null'", 20), ("1.0", 8)):
