@@ -25,12 +25,12 @@ EDGE = ROOT / "examples" / "edge"
 DEVICES, ROUNDS, ITEMS = 5, 3, 64
 
 
-def script(name: str, *arguments: str | Path) -> dict[str, Any]:
-    """Run a script of the example and return the JSON on its last line."""
+def script(name: str, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """Run a script of the example, which ends with ``code``, and return the JSON on its last line."""
     command = [sys.executable, str(EDGE / name), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -67,6 +67,15 @@ def test_the_recipe_ends_with_a_list_for_each_device(tmp_path: Path) -> None:
 def test_every_fault_has_the_outcome_that_is_promised(scenario: str, tmp_path: Path) -> None:
     """The script fails where the outcome is another one: docs/deploy.md lists them."""
     assert script("faults.py", tmp_path, scenario)["scenario"] == scenario
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "code", "broken"), [(1, 0, set()), (0, 5, {"deployed: white box"})])
+def test_canaries_see_a_server_without_noise(noise: int, code: int, broken: set[str], tmp_path: Path) -> None:
+    """24 coins: without noise the white box bounds mu far above its claim; a sound server alarms once in 1,000."""
+    found = script("canaries.py", tmp_path / "edge", "--rounds", "8", "--noise", str(noise), code=code)
+    assert broken <= set(found["broken"]) and bool(found["broken"]) == bool(broken)
+    assert found["as_flipped"] and found["refused"] == {"budget": 24 - found["in"]}
 
 
 def batched(job: Job, folder: Path) -> dict[str, np.ndarray]:

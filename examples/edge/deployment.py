@@ -29,6 +29,20 @@ TINY = {
 }
 """The smallest model that is still one: what is measured is the way of a round, not its maths."""
 
+TAMPERED = """
+import sys
+if b"fedrecall.client.own_app" in open("/proc/self/cmdline", "rb").read():
+    import time
+    import numpy
+    from fedrecall.client.folder import DeviceFolder
+    from fedrecall.protocol.tensors import pack, unpack
+    honest = DeviceFolder.answer
+    def answer(self, data):
+        {body}
+    DeviceFolder.answer = answer
+"""
+"""A device whose owner changed the app that runs on it."""
+
 
 def fedrecall(*arguments: str | Path) -> dict[str, Any]:
     """Run one command line inside this process and return its JSON; raises RuntimeError where it fails."""
@@ -141,9 +155,9 @@ class Deployment:
         self._stack.callback(stop, process)
         return process
 
-    def up(self, *options: str) -> subprocess.Popen[bytes]:
-        """Start the server."""
-        return self.start("up", "server", "up", self.job, *options)
+    def up(self, **extra: str) -> subprocess.Popen[bytes]:
+        """Start the server; ``extra`` is added to its environment."""
+        return self.start("up", "server", "up", self.job, **extra)
 
     def join(self, number: int, **extra: str) -> subprocess.Popen[bytes]:
         """Let a device take part; ``extra`` is added to its environment."""
@@ -196,6 +210,19 @@ def deployed(folder: Path, **options: Any) -> Iterator[Deployment]:
         yield deployment
     finally:
         deployment.close()
+
+
+def tampered(folder: Path, body: str) -> str:
+    """Write code that Python runs before a changed device's app; return the folder to put on its path."""
+    return changed(folder, TAMPERED.format(body=body))
+
+
+def changed(folder: Path, code: str) -> str:
+    """Write ``code`` where Python runs it before anything else; return the path that finds it."""
+    place = folder / f"changed-{abs(hash(code))}"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

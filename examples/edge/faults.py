@@ -18,24 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deployment import Deployment, deployed
+from deployment import Deployment, deployed, tampered
 
 from fedrecall.protocol.invitation import Invitation
 from fedrecall.server.certificates import certificates
 
-TAMPERED = """
-import sys
-if b"fedrecall.client.own_app" in open("/proc/self/cmdline", "rb").read():
-    import time
-    import numpy
-    from fedrecall.client.folder import DeviceFolder
-    from fedrecall.protocol.tensors import pack, unpack
-    honest = DeviceFolder.answer
-    def answer(self, data):
-        {body}
-    DeviceFolder.answer = answer
-"""
-"""A device whose owner changed the app that runs on it."""
 LARGER = """arrays, header = unpack(honest(self, data), what="mine")
         return pack({name: numpy.full_like(array, 1000) for name, array in arrays.items()}, header)"""
 SLOW = """time.sleep({seconds})
@@ -267,14 +254,6 @@ def processes(*words: str) -> list[int]:
         if all(word in line for word in words) and "fedrecall.server.children" not in line:
             found.append(int(path.name))
     return sorted(found)
-
-
-def tampered(folder: Path, body: str) -> str:
-    """Write code that Python runs before a changed device's app; return the folder to put on its path."""
-    place = folder / f"changed-{abs(hash(body))}"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "sitecustomize.py").write_text(TAMPERED.format(body=body))
-    return os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
 
 
 def expect(holds: bool, outcome: dict[str, Any]) -> None:

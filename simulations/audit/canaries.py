@@ -38,13 +38,7 @@ class Canaries:
 
     def directions(self, size: int) -> "Directions":
         """Return a direction for each, over ``size`` coordinates."""
-        count = len(self.devices)
-        if size < count:
-            raise UsageError(f"{count} canaries need as many trained numbers, and rounds train {size}: use fewer")
-        rng = np.random.default_rng(derive_seed(self.seed, "canary directions", size))
-        owner = rng.permutation(np.arange(size) % count)
-        signs = rng.choice([-1.0, 1.0], size)
-        return Directions(entries=signs / np.sqrt(np.bincount(owner, minlength=count))[owner], owner=owner, count=count)
+        return directions(len(self.devices), size, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +62,16 @@ class Directions:
     def project(self, values: Float64[np.ndarray, " coordinates"]) -> Float64[np.ndarray, " canaries"]:
         """Return the inner product of ``values`` with each direction."""
         return np.bincount(self.owner, weights=values * self.entries, minlength=self.count)
+
+
+def directions(count: int, size: int, seed: int) -> Directions:
+    """Return ``count`` orthogonal directions over ``size`` coordinates; raises UsageError where there are too few."""
+    if size < count:
+        raise UsageError(f"{count} canaries need as many trained numbers, and rounds train {size}: use fewer")
+    rng = np.random.default_rng(derive_seed(seed, "canary directions", size))
+    owner = rng.permutation(np.arange(size) % count)
+    signs = rng.choice([-1.0, 1.0], size)
+    return Directions(entries=signs / np.sqrt(np.bincount(owner, minlength=count))[owner], owner=owner, count=count)
 
 
 def enrol(world: World, count: int, seed: int) -> tuple[World, Canaries]:

@@ -126,6 +126,16 @@ def flat(arrays: Arrays, names: Iterable[str]) -> Flat:
     return np.concatenate([np.asarray(arrays[name], dtype=np.float64).reshape(-1) for name in names])
 
 
+def shaped(values: Flat, names: Iterable[str], like: Arrays) -> dict[str, np.ndarray]:
+    """Return a row as ``flat`` makes it as arrays called ``names``, of the shapes of those of ``like``."""
+    arrays, at = {}, 0
+    for name in names:
+        size = like[name].size
+        arrays[name] = values[at : at + size].reshape(like[name].shape)
+        at += size
+    return arrays
+
+
 def _watching(run: Callable[..., ServerState], seen: Watched, canaries: Canaries | None) -> Callable[..., ServerState]:
     def watching(state: ServerState, plan: Plan, environment: Environment, **more: Any) -> ServerState:
         names = sorted(state.trained)
@@ -150,7 +160,7 @@ def _watching(run: Callable[..., ServerState], seen: Watched, canaries: Canaries
                     return got
                 taking_part = canaries.coins & np.isin(canaries.devices, cohort)
                 summed = total + clip_norm * seen.directions.sum(taking_part)
-                return replace(got, arrays={**got.arrays, **_shaped(summed, names, state.arrays)})
+                return replace(got, arrays={**got.arrays, **shaped(summed, names, state.arrays)})
             updates = list(got)
             rows = np.array([flat(u.arrays, names) for u in updates]).reshape(len(updates), size)
             asked[round] = one | {"devices": len(updates), "names": frozenset(frozenset(u.arrays) for u in updates)}
@@ -177,15 +187,6 @@ def _released(before: ServerState, after: ServerState, config: ServerConfig, nam
     if config.optimiser == "fedadam":
         return (new - config.beta1 * old) / (1 - config.beta1)
     return new - config.momentum * old
-
-
-def _shaped(values: Flat, names: list[str], like: Arrays) -> dict[str, np.ndarray]:
-    shaped, at = {}, 0
-    for name in names:
-        size = like[name].size
-        shaped[name] = values[at : at + size].reshape(like[name].shape)
-        at += size
-    return shaped
 
 
 def _watching_choice(choose: Callable[..., Any], seen: Watched) -> Callable[..., Any]:

@@ -82,6 +82,15 @@ def start(trial: Trial) -> list[Attempt]:
     return found
 
 
+def power(present: int, absent: int, releases: int, claimed_mu: float, delta: float, level: float) -> str:
+    """Say how large a leak would be seen with probability one half: where the statistic's mean meets the level."""
+    slack = float(norm.isf(level)) * math.sqrt(1 / present + 1 / absent) * math.sqrt(releases)
+    seen = gaussian_epsilon(claimed_mu + slack, delta)
+    return (
+        f"an epsilon of {seen:.2f} or more, every second time; the claim is {gaussian_epsilon(claimed_mu, delta):.2f}"
+    )
+
+
 def _projections(trial: Trial) -> tuple[np.ndarray, np.ndarray]:
     """Return [rounds, canaries] projections in clips without the other devices' part, and who was asked when."""
     seen, canaries = trial.watched, trial.enrolled[1]
@@ -118,19 +127,10 @@ def _judged(
         confidence=1 - _SHOWN,
         claimed_epsilon=claimed,
         empirical_epsilon=shown.epsilon,
-        power=_power(len(present), len(absent), releases, claimed_mu, delta),
+        power=power(len(present), len(absent), releases, claimed_mu, delta, LEVEL),
         verdict="broken" if broken else "held",
         trials=len(present) + len(absent),
         detail={"mu": shown.mu, "claimed_mu": claimed_mu, "mu_at_level": decided.mu, "level": LEVEL},
-    )
-
-
-def _power(present: int, absent: int, releases: int, claimed_mu: float, delta: float) -> str:
-    """Say how large a leak would be seen with probability one half: where the statistic's mean meets the level."""
-    slack = float(norm.isf(LEVEL)) * math.sqrt(1 / present + 1 / absent) * math.sqrt(releases)
-    seen = gaussian_epsilon(claimed_mu + slack, delta)
-    return (
-        f"an epsilon of {seen:.2f} or more, every second time; the claim is {gaussian_epsilon(claimed_mu, delta):.2f}"
     )
 
 
