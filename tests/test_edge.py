@@ -72,10 +72,12 @@ def test_every_fault_has_the_outcome_that_is_promised(scenario: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize(("noise", "code", "broken"), [(1, 0, set()), (0, 5, {"deployed: white box"})])
 def test_canaries_see_a_server_without_noise(noise: int, code: int, broken: set[str], tmp_path: Path) -> None:
-    """24 coins: without noise the white box bounds mu far above its claim; a sound server alarms once in 1,000."""
-    found = script("canaries.py", tmp_path / "edge", "--rounds", "8", "--noise", str(noise), code=code)
+    """18 coins: without noise the white box bounds mu far above its claim; a sound server alarms once in 1,000."""
+    found = script(
+        "canaries.py", tmp_path / "edge", "--rounds", "6", "--deadline", "600", "--noise", str(noise), code=code
+    )
     assert broken <= set(found["broken"]) and bool(found["broken"]) == bool(broken)
-    assert found["as_flipped"] and found["refused"] == {"budget": 24 - found["in"]}
+    assert found["as_flipped"] and found["refused"] == {"budget": 18 - found["in"]}
 
 
 def batched(job: Job, folder: Path) -> dict[str, np.ndarray]:

@@ -75,9 +75,11 @@ class DeployedCanaries:
         """Return what a device answers: its arrays [rounds, ...] of norm C, and its ``coins`` in the header.
 
         Raises:
-            UsageError: the job's plan, or what it makes of sums, is not one that this audit reads.
+            UsageError: the job's plan, or what it makes of sums, is not one that this audit reads, or has other rounds.
         """
         mechanism = _mechanism(job)
+        if len(self.coins) != mechanism.steps:
+            raise UsageError(f"coins are for {len(self.coins)} rounds, the plan has {mechanism.steps}: flip so many")
         like, names = job.start(), sorted(job.task.trained)
         size, own = sum(like[name].size for name in names), np.arange(self.coins.shape[1]) == device
         clip_norm = float(mechanism.clip_norm or 0.0)
@@ -175,6 +177,7 @@ def verdicts(
         if bound is _BOUNDS["white box"]:
             seen = power(len(present), len(absent), 1, claimed_mu, plan.delta, _LEVEL)
         detail = {"mu": shown.mu, "claimed_mu": claimed_mu, "epsilon_at_level": decided.epsilon, "level": _LEVEL}
+        detail |= {"mean_in": float(present.mean()), "mean_out": float(absent.mean())}
         if shown.mu is not None:
             # A device that is in every round: its mu is larger by the root of their number.
             detail["whole_run"] = gaussian_epsilon(shown.mu * whole, plan.delta)

@@ -1,5 +1,6 @@
 """Canaries in a deployment, judged by the files that its server leaves: sums read back, coins, verdicts."""
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrecall.privacy.gaussian import gaussian_mu
 from fedrecall.privacy.mechanisms import gaussian_sum, joint_norm
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.errors import CorruptArtefact, UsageError
@@ -126,7 +128,7 @@ def test_releases_give_each_round_s_noised_sum_back(config: ServerConfig, tmp_pa
 
 
 def test_a_sound_server_holds_and_one_without_noise_or_with_a_third_of_it_does_not(tmp_path: Path) -> None:
-    """Power at 72 coins and mu 0.81: 100 % without noise, 98.9 % for a third of it (1,000 drawn sets of scores)."""
+    """Power at 72 coins and mu 0.81: 100 % without noise, 98.9 % for a third of it (20,000 drawn sets of scores)."""
     sound = broken(tmp_path / "sound", 1.0, 0)
     assert sound == {"white box": False, "Gaussian mu": False, "Clopper-Pearson": False}
     bare = broken(tmp_path / "bare", 0.0, 0)
@@ -135,11 +137,20 @@ def test_a_sound_server_holds_and_one_without_noise_or_with_a_third_of_it_does_n
 
 
 @pytest.mark.slow
-def test_how_often_it_alarms_over_whole_jobs(tmp_path: Path) -> None:
-    """Of 200 sound servers none; of 40 with a third of the noise at least 37, with half of it 4 to 18."""
-    assert not any(any(broken(tmp_path / "sound", 1.0, seed).values()) for seed in range(200))
-    assert sum(broken(tmp_path / "third", 1 / 3, seed)["white box"] for seed in range(40)) >= 37
-    assert 4 <= sum(broken(tmp_path / "half", 1 / 2, seed)["white box"] for seed in range(40)) <= 18
+@pytest.mark.parametrize(
+    ("epsilon", "factor", "low", "high"),
+    [(24, 0, 1, 1), (24, 1 / 3, 0.96, 1), (24, 1 / 2, 0.21, 0.4), (24, 2 / 3, 0.003, 0.06), (8, 1 / 3, 0.13, 0.31)],
+)
+def test_power_of_72_coins_is_what_the_page_says(epsilon: float, factor: float, low: float, high: float) -> None:
+    """300 sets of scores each, within 3.5 standard errors of 100, 98.9, 30.4, 2.6 and 21.9 %, those of 20,000."""
+    sigma = math.sqrt(STEPS) / gaussian_mu(epsilon, 1e-5)
+    rng, plan, alarms = np.random.default_rng(8), plan_of(replace(MECHANISM, noise_multiplier=sigma)), 0
+    for _ in range(300):
+        inside = rng.random(STEPS * CANARIES) < 0.5
+        # What honest devices send adds 0.04 or so.
+        scores = inside + math.hypot(factor * sigma, 0.04) * rng.standard_normal(inside.size)
+        alarms += verdicts(plan, scores[inside], scores[~inside])[0].verdict == "broken"
+    assert low <= alarms / 300 <= high
 
 
 def test_verdicts_accept_the_right_scale_and_reject_two_thirds_of_it() -> None:
@@ -178,6 +189,8 @@ def test_coins_are_fair_and_directions_fit_the_clip(tmp_path: Path) -> None:
     signs = np.where(canaries.coins, 1.0, -1.0)
     assert np.abs(signs.T @ signs / 4000 - np.eye(CANARIES)).max() < 5 / np.sqrt(4000)
     assert np.abs((signs[1:] * signs[:-1]).mean(axis=0)).max() < 5 / np.sqrt(4000)
+    with pytest.raises(UsageError, match="4000 rounds"):
+        canaries.answers(0, job)
     canaries = DeployedCanaries.flip(STEPS, CANARIES, 3)
     packed = [unpack(canaries.answers(device, job), what="canary") for device in range(CANARIES)]
     assert [header["coins"] for _, header in packed] == canaries.coins.T.tolist()
@@ -242,7 +255,8 @@ def test_files_that_are_gone_altered_or_uncharged_are_refused(tmp_path: Path) ->
     assert audit_deployed(job.folder, canaries)
     other = job_in(tmp_path / "other")
     shutil.copytree(releases, other.folder / "releases", symlinks=True)
-    train(replace(other, task=replace(other.task, plan=plan_of(replace(MECHANISM, steps=2)))), canaries)
+    few = replace(other, task=replace(other.task, plan=plan_of(replace(MECHANISM, steps=2))))
+    train(few, DeployedCanaries.flip(2, CANARIES, 0))
     with pytest.raises(CorruptArtefact, match="another plan, or was never charged"):
         audit_deployed(other.folder, canaries)
     shutil.rmtree(releases / "000001")
