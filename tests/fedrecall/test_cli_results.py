@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedrecall.cli.app import call
+from fedrecall.cli.console import Output
 from fedrecall.cli.run import summary
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.server.release import write_release

@@ -1,5 +1,7 @@
 """A run whose values are invented: it has the shape of ``run.json``, and measures nothing."""
 
+import math
+
 
 def example_run() -> dict:
     rounds = 30
