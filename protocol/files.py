@@ -59,9 +59,9 @@ def check_room(folder: Path, size: int) -> None:
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
+            try:
                 os.posix_fallocate(file.fileno(), 0, size)
-            else:
+            except AttributeError:  # not on every system
                 file.write(bytes(size))
                 file.flush()
     except OSError as error:

@@ -306,7 +306,7 @@ def test_each_mechanism_is_on_disk_before_the_next_is_asked_for_and_charged_befo
         kept.append(set() if saved is None else set(saved.arrays))
         return made.ask(*asked)
 
-    monkeypatch.setattr("fedrecall.server.job.SecureNoise", Watching)
+    monkeypatch.setattr("fedrecall.server.chance.SecureNoise", Watching)
     made.run(ask)
     assert kept == [set(), {"popularity"}]
     assert drawn[0] == ["popularity"] and drawn[1:] == [["popularity", "second_moments"]] * 2

@@ -236,7 +236,7 @@ def test_jobs_that_releases_do_not_tell_of_are_refused(
 
 def test_a_private_start_is_refused(tmp_path: Path) -> None:
     numbers = {"compared": 2, "reach": 8.0, "exponent": 0.5, "power": 0.5, "cut": 1.0, "content": 0.0}
-    more = {"content_items": 1, "decay": 0.9, "scale": 1.0, "popularity": 0.1}
+    more = {"content_items": 1, "decay": 0.9, "prior": 1.0, "scale": 1.0, "popularity": 0.1}
     job = replace(job_in(tmp_path / "job"), starting=StartSettings(**numbers, **more))
     with pytest.raises(UsageError, match=r"start\.enabled=false"):
         list(released_sums(job))
