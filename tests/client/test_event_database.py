@@ -177,10 +177,10 @@ for line in sys.stdin:
 """
 
 
-def test_twenty_kills_while_adding_leave_whole_batches_alone(tmp_path: Path) -> None:
+def test_ten_kills_while_adding_leave_whole_batches_alone(tmp_path: Path) -> None:
     """A kill -9 at a random moment: what was said to be added is there, and of the rest all or nothing.
 
-    Of 20 kills at least 10 must fall between begin and end, or the test would prove nothing.
+    It is killed until ten kills fell between begin and end: how many do, of the first twenty, is the machine's luck.
     """
     path, rng = tmp_path / "events.sqlite", np.random.default_rng(3)
     EventDatabase.create(path).close()
@@ -194,7 +194,9 @@ def test_twenty_kills_while_adding_leave_whole_batches_alone(tmp_path: Path) -> 
     )
     assert adder.stdin is not None and adder.stdout is not None
     inside, first = 0, 0
-    for _ in range(20):
+    for _ in range(100):
+        if inside >= 10:
+            break
         print(first, file=adder.stdin, flush=True)
         said = []
         for line in adder.stdout:
