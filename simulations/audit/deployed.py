@@ -37,9 +37,9 @@ from fedrecall.simulations.audit.attempt import Attempt, Verdict
 from fedrecall.simulations.audit.canaries import Directions, directions
 from fedrecall.simulations.audit.trial import FAMILY
 from fedrecall.simulations.audit.watch import Flat, flat, shaped
-from fedrecall.simulations.audit.white_box import power
+from fedrecall.simulations.audit.white_box import SHOWN, power, scored
 
-_SHOWN, _HALF = 0.05, 0.5
+_HALF = 0.5
 _BOUNDS: dict[str, Callable[..., AuditResult]] = {
     "white box": partial(white_box_bound, releases=1),
     "Gaussian mu": partial(gaussian_bound, thresholds=[_HALF]),
@@ -169,7 +169,7 @@ def verdicts(
     attempts = []
     for name, bound in _BOUNDS.items():
         judge = partial(bound, delta=plan.delta, relation=mechanism.adjacency)
-        shown, decided = judge(present, absent, alpha=_SHOWN), judge(present, absent, alpha=_LEVEL)
+        shown, decided = judge(present, absent, alpha=SHOWN), judge(present, absent, alpha=_LEVEL)
         most = judge(*ideal, alpha=_LEVEL).epsilon
         # Where not even scores without any noise would refute the claim, a failure to refute it is no evidence.
         verdict: Verdict = "broken" if decided.epsilon > claimed else "held" if most > claimed else "shows"
@@ -190,12 +190,7 @@ def verdicts(
                 what="Devices of the auditor's answered rounds by fair coins with a contribution of the largest size "
                 "that is allowed, and the sums that releases give away were compared with it. Score: a lower bound of "
                 "the epsilon of one round.",
-                score=shown.epsilon,
-                metric="epsilon",
-                chance=0.0,
-                confidence=1 - _SHOWN,
-                claimed_epsilon=claimed,
-                empirical_epsilon=shown.epsilon,
+                **scored(shown, claimed),
                 power=seen,
                 verdict=verdict,
                 trials=len(present) + len(absent),

@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -16,7 +17,7 @@ from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.audit.noise_checks import round_stds, whitened
 from fedrecall.simulations.audit.trial import FAMILY, LEVEL, Trial
 
-_SHOWN = 0.05
+SHOWN = 0.05
 """1 - confidence of the bounds that are shown; a claim is broken only at ``LEVEL``."""
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -82,6 +83,18 @@ def start(trial: Trial) -> list[Attempt]:
     return found
 
 
+def scored(shown: AuditResult, claimed: float | None) -> dict[str, Any]:
+    """Return what an attempt says of a lower bound at level ``SHOWN``, beside the claim."""
+    return {
+        "score": shown.epsilon,
+        "metric": "epsilon",
+        "chance": 0.0,
+        "confidence": 1 - SHOWN,
+        "claimed_epsilon": claimed,
+        "empirical_epsilon": shown.epsilon,
+    }
+
+
 def power(present: int, absent: int, releases: int, claimed_mu: float, delta: float, level: float) -> str:
     """Say how large a leak would be seen with probability one half: where the statistic's mean meets the level."""
     slack = float(norm.isf(level)) * math.sqrt(1 / present + 1 / absent) * math.sqrt(releases)
@@ -110,7 +123,7 @@ def _judged(
     delta = trial.plan.delta
     shown, decided = (
         white_box_bound(present, absent, releases=releases, delta=delta, relation=relation, alpha=alpha)
-        for alpha in (_SHOWN, LEVEL)
+        for alpha in (SHOWN, LEVEL)
     )
     claimed = gaussian_epsilon(claimed_mu, delta)
     broken = (decided.mu or 0.0) > claimed_mu
@@ -121,12 +134,7 @@ def _judged(
         what="Devices with a contribution of the largest size that is allowed were enrolled, each taking part by a "
         "fair coin, and what was released was compared with it, everything else known. Score: a lower bound of "
         f"the epsilon of {mechanism.name} alone, who takes part being known.",
-        score=shown.epsilon,
-        metric="epsilon",
-        chance=0.0,
-        confidence=1 - _SHOWN,
-        claimed_epsilon=claimed,
-        empirical_epsilon=shown.epsilon,
+        **scored(shown, claimed),
         power=power(len(present), len(absent), releases, claimed_mu, delta, LEVEL),
         verdict="broken" if broken else "held",
         trials=len(present) + len(absent),
@@ -141,13 +149,13 @@ def _one_run(trial: Trial, began: float, scores: np.ndarray, coins: np.ndarray) 
     claimed, delta = trial.claims["released-model"], trial.plan.delta
     results: list[AuditResult] = [
         one_run_bound(scores, coins, rules=rules, delta=delta, relation="add_remove", alpha=alpha)
-        for alpha in (_SHOWN, LEVEL)
+        for alpha in (SHOWN, LEVEL)
     ]
     shown, decided = results
     broken = claimed is not None and decided.epsilon > claimed
     best, best_at_level = (
         one_run_bound(np.where(coins, 1.0, 0.0), coins, rules=rules, delta=delta, relation="add_remove", alpha=alpha)
-        for alpha in (_SHOWN, LEVEL)
+        for alpha in (SHOWN, LEVEL)
     )
     # Where not even perfect guesses would refute the claim at the level, a failure to refute it is no evidence.
     decides = claimed is not None and best_at_level.epsilon > claimed
@@ -157,12 +165,7 @@ def _one_run(trial: Trial, began: float, scores: np.ndarray, coins: np.ndarray) 
         adversary="released-model",
         what="The same canaries, judged without any assumption on the noise and without knowing the cohorts: of how "
         "many can one tell whether they took part? Score: a lower bound of the epsilon of the whole run.",
-        score=shown.epsilon,
-        metric="epsilon",
-        chance=0.0,
-        confidence=1 - _SHOWN,
-        claimed_epsilon=claimed,
-        empirical_epsilon=shown.epsilon,
+        **scored(shown, claimed),
         power=f"an epsilon of {best.epsilon:.2f} at most, were all guesses right: {len(coins)} canaries tell no larger "
         f"one{'' if decides else ', and none at the level of this audit, so that this decides nothing'}",
         verdict="broken" if broken else ("held" if decides else "shows"),
