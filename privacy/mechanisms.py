@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64
 
 from fedrecall.privacy.noise import NoiseSource
 from fedrecall.protocol.errors import PlanError, UpdateError
@@ -71,20 +71,6 @@ def gaussian_sum(sums: Mapping[str, np.ndarray], mechanism: Mechanism, noise: No
     """
     std = _std(mechanism)
     return {name: _noised(name, sums[name], std, noise) for name in sorted(sums)}
-
-
-def popularity_contribution(items: Integer[np.ndarray, "events"], n_items: int) -> Float64[np.ndarray, "items"]:
-    """Return one device's distinct items as a 0/1 vector over the catalogue, scaled to L2 norm 1.
-
-    Sensitivity 1 (``clip_norm`` 1) under add/remove of a device, sqrt(2) under replacement: no entry is
-    negative. An empty history contributes zero. Raises UpdateError for an item outside the catalogue.
-    """
-    seen = np.unique(items)
-    if seen.size and (seen[0] < 0 or seen[-1] >= n_items):
-        raise UpdateError(f"an item lies outside the catalogue 0..{n_items - 1}: drop unknown items first")
-    vector = np.zeros(n_items)
-    vector[seen] = 1.0 / math.sqrt(max(seen.size, 1))
-    return vector
 
 
 def noise_second_moment(

@@ -1,6 +1,6 @@
 """The statistics of the private start as they travel: bytes and one scale up, what second moments compare down.
 
-A device says a bit an item (popularity), or a byte a pair of items (second moments), times one float32. What it says
+A device says a byte an item (popularity), or a byte a pair of items (second moments), times one float32. What it says
 has as many bytes whatever its history, and norm 1 at most: the gate holds both on the device, the server checks both.
 """
 
@@ -66,7 +66,7 @@ class Statistic(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Popularity(Statistic):
-    """The items that a device has, a bit an item: ``norm`` is the scale times the root of their number."""
+    """How lately a device met each item, a byte an item: 0 for one that it does not have."""
 
     n_items: int
     name: str = POPULARITY
@@ -74,18 +74,17 @@ class Popularity(Statistic):
     @property
     def schema(self) -> Schema:
         """See ``Statistic``."""
-        return {self.name: ((-(-self.n_items // 8),), np.dtype(np.uint8)), SCALE: ((), np.dtype(np.float32))}
+        return {self.name: ((self.n_items,), np.dtype(np.uint8)), SCALE: ((), np.dtype(np.float32))}
 
     def norm(self, arrays: Arrays) -> float:
         """See ``Statistic``."""
         scale = float(arrays[SCALE])
-        bits = np.unpackbits(arrays[self.name], count=self.n_items)
-        return scale * math.sqrt(int(bits.sum(dtype=np.int64))) if 0 <= scale < math.inf else math.inf
+        codes = arrays[self.name].astype(np.float64)
+        return scale * math.sqrt(float(codes @ codes)) if 0 <= scale < math.inf else math.inf
 
     def decoded(self, arrays: Arrays) -> Float64[np.ndarray, "items"]:
         """See ``Statistic``."""
-        bits = np.unpackbits(arrays[self.name], count=self.n_items)
-        return bits.astype(np.float64) * np.float64(arrays[SCALE])
+        return _decoded(arrays, self.name)
 
     def summed(self, total: Float64[np.ndarray, "items"]) -> Float64[np.ndarray, "items"]:
         """See ``Statistic``."""
@@ -124,8 +123,7 @@ class SecondMoments(Statistic):
 
     def decoded(self, arrays: Arrays) -> Float64[np.ndarray, "pairs"]:
         """See ``Statistic``."""
-        numbers: Float64[np.ndarray, "pairs"] = arrays[self.name].astype(np.float64) * np.float64(arrays[SCALE])
-        return numbers
+        return _decoded(arrays, self.name)
 
     def summed(self, total: Float64[np.ndarray, "pairs"]) -> Float64[np.ndarray, "top top"]:
         """See ``Statistic``. The projection, being linear, is taken once."""
@@ -145,6 +143,11 @@ class SecondMoments(Statistic):
         matrix = np.zeros(self._upper.shape)
         matrix[self._upper] = upper
         return matrix + matrix.T
+
+
+def _decoded(arrays: Arrays, name: str) -> Float64[np.ndarray, "numbers"]:
+    numbers: Float64[np.ndarray, "numbers"] = arrays[name].astype(np.float64) * np.float64(arrays[SCALE])
+    return numbers
 
 
 def projected(

@@ -96,7 +96,7 @@ class StartConfig(_Section):
     """The private start: first item vectors from two statistics."""
 
     enabled: bool = Field(True, description="off: the id table starts from public random numbers")
-    items: int = Field(1400, ge=0, description="most popular items that second moments compare, at most (1 MB up)")
+    items: int = Field(1380, ge=0, description="most popular items that second moments compare, at most (1 MB up)")
     items_per_signal: float = Field(
         12.7, gt=0, description="at most this many times the square root of devices times mu^(3/4) of second moments"
     )

@@ -125,7 +125,7 @@ def communication(world: World, trained: Trained, table_bytes: int) -> dict[str,
         # Of a limited cohort every device knows how often it takes part at most; else it is an expectation.
         taking_part = mechanism.participations or mechanism.steps * mechanism.sample_rate
         if mechanism.name == "popularity":
-            up, down = -(-world.shape.n_items // 8) + 4, 0  # a bit an item and one scale
+            up, down = world.shape.n_items + 4, 0  # a byte an item and one scale
         elif mechanism.name == "second_moments":
             m = trained.start["items"]
             up, down = m * (m - 1) // 2 + 4, 4 * world.shape.n_items  # a byte a pair of items and one scale

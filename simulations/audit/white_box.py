@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from fedrecall.client.start import popularity_sum, second_moment_sum, second_moments
+from fedrecall.client.start import popularity, popularity_sum, second_moment_sum, second_moments
 from fedrecall.privacy.audit import AuditResult, membership_scores, one_run_bound, white_box_bound
 from fedrecall.privacy.composition import total_sensitivity
 from fedrecall.privacy.gaussian import gaussian_epsilon
@@ -61,8 +61,9 @@ def start(trial: Trial) -> list[Attempt]:
         others = trial.world.store
         if mechanism.name == "popularity":
             known = popularity_sum(others, trial.plan.unit).arrays["popularity"]
-            rest = (np.asarray(seen["popularity"]) - known)[canaries.items]
-            projections, usable = rest.sum(axis=1) / math.sqrt(rest.shape[1]), np.ones(len(rest), dtype=bool)
+            rest = np.asarray(seen["popularity"]) - known
+            projections = np.array([rest @ popularity(own, len(rest)) for own in canaries.items])
+            usable = np.ones(len(projections), dtype=bool)
         else:
             if seen["moments"] is None:
                 continue

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrecall.client.start import popularity_sum, second_moment_sum, second_moments
+from fedrecall.client.start import popularity, popularity_sum, second_moment_sum, second_moments
 from fedrecall.client.store import EventStore
-from fedrecall.privacy.mechanisms import popularity_contribution
 from fedrecall.protocol.records import Comparison
 
 N_ITEMS = 9
@@ -34,6 +33,14 @@ def comparison_of(seed: int, *, project: bool = True) -> Comparison:
         direction=direction / max(float(np.linalg.norm(direction)), 1e-9),
         reach=2.0,
     )
+
+
+def lately(history: list[int]) -> np.ndarray:
+    """Return one device's popularity from its definition, item by item."""
+    weights = np.zeros(N_ITEMS)
+    for age, item in enumerate(dict.fromkeys(reversed(history))):
+        weights[item] = round(127 * (0.3 + 0.7 * math.exp(-age / 3)))
+    return weights / max(float(np.linalg.norm(weights)), 1e-9)
 
 
 def contribution(history: list[int], comparison: Comparison) -> np.ndarray:
@@ -63,8 +70,11 @@ def contribution(history: list[int], comparison: Comparison) -> np.ndarray:
 def test_popularity_is_the_sum_over_devices(histories: list[list[int]]) -> None:
     found = popularity_sum(store_of(histories), "user")
     assert found.devices == len(histories) and set(found.arrays) == {"popularity"}
-    expected = sum(popularity_contribution(np.array(h, dtype=np.int64), N_ITEMS) for h in histories)
+    expected = sum(lately(h) for h in histories)
     np.testing.assert_allclose(found.arrays["popularity"], expected, rtol=0, atol=1e-5)
+    each = [popularity(np.array(h, dtype=np.int64), N_ITEMS) for h in histories]
+    np.testing.assert_allclose(found.arrays["popularity"], sum(each), rtol=0, atol=1e-12)
+    assert all(one.min() >= 0 and np.linalg.norm(one) <= 1 for one in each)
     plain = popularity_sum(store_of(histories), "interaction").arrays["popularity"]
     np.testing.assert_array_equal(plain, [sum(i in h for h in histories) for i in range(N_ITEMS)])
 

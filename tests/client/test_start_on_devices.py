@@ -9,10 +9,9 @@ import pytest
 
 from fedrecall.client.folder import DeviceFolder
 from fedrecall.client.gate import let_out_statistic
-from fedrecall.client.start import second_moments
+from fedrecall.client.start import popularity, second_moments
 from fedrecall.client.store import EventStore
 from fedrecall.privacy.budget import Budget
-from fedrecall.privacy.mechanisms import popularity_contribution
 from fedrecall.protocol.errors import BudgetExhausted, PlanError, UpdateError
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import Arrays, Comparison
@@ -66,7 +65,7 @@ def test_what_leaves_is_the_devices_contribution_and_nothing_else(number: int, t
     folder, _, header = place(tmp_path, number)
     history = np.array(HISTORIES[number], dtype=np.int64)
     expected = {
-        "popularity": popularity_contribution(history, N_ITEMS),
+        "popularity": popularity(history, N_ITEMS),
         "second_moments": second_moments(history, COMPARISON),
     }
     for statistic in (Popularity(n_items=N_ITEMS), SecondMoments(comparison=COMPARISON)):
@@ -180,22 +179,22 @@ def test_a_spent_budget_refuses_and_nothing_leaves(tmp_path: Path) -> None:
 
 def test_the_gate_holds_the_norm_itself() -> None:
     statistic = Popularity(n_items=N_ITEMS)
-    bits = np.packbits(np.arange(N_ITEMS) < 4)
-    for scale, leaves in ((0.5, 0.5), (0.5 * (1 + 1e-5), 0.0), (np.nan, 0.0), (-0.5, 0.0), (np.inf, 0.0)):
-        arrays = {"popularity": bits, "scale": np.array(scale, dtype=np.float32)}
+    codes = np.where(np.arange(N_ITEMS) < 4, 8, 0).astype(np.uint8)
+    for scale, leaves in ((1 / 16, 1 / 16), ((1 + 1e-5) / 16, 0.0), (np.nan, 0.0), (-0.5, 0.0), (np.inf, 0.0)):
+        arrays = {"popularity": codes, "scale": np.array(scale, dtype=np.float32)}
         sent = let_out_statistic(arrays, statistic=statistic, round=0, charge=lambda _: None).arrays
         assert float(sent["scale"]) == leaves and sent["popularity"].any() == bool(leaves)
         assert not any(array.flags.writeable for array in sent.values())
 
 
 def test_nothing_but_the_statistics_arrays_passes_the_gate() -> None:
-    good = {"popularity": np.zeros(2, dtype=np.uint8), "scale": np.zeros((), dtype=np.float32)}
-    masked = np.ma.masked_array(np.zeros(2, dtype=np.uint8))
+    good = {"popularity": np.zeros(N_ITEMS, dtype=np.uint8), "scale": np.zeros((), dtype=np.float32)}
+    masked = np.ma.masked_array(np.zeros(N_ITEMS, dtype=np.uint8))
     charged: list[str] = []
     for changed in (
-        {"user.private": np.zeros(2)},
-        {"popularity": np.zeros(3, dtype=np.uint8)},
-        {"popularity": np.zeros(2, dtype=np.int64)},
+        {"user.private": np.zeros(N_ITEMS)},
+        {"popularity": np.zeros(N_ITEMS + 1, dtype=np.uint8)},
+        {"popularity": np.zeros(N_ITEMS, dtype=np.int64)},
         {"popularity": masked},
         {"scale": np.zeros((), dtype=np.float64)},
         {"scale": np.zeros(1, dtype=np.float32)},

@@ -12,7 +12,6 @@ from fedrecall.privacy.mechanisms import (
     gaussian_sum,
     joint_norm,
     noise_second_moment,
-    popularity_contribution,
 )
 from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.errors import PlanError, UpdateError
@@ -156,28 +155,6 @@ class TestGaussianSum:
             return
         with pytest.raises(UpdateError, match="the sum 'a'"):
             gaussian_sum({"a": np.array([1.0, bad])}, noisy(multiplier), SeededNoise(3))
-
-
-class TestPopularity:
-    @settings(max_examples=200, deadline=None)
-    @given(items=hnp.arrays(np.int32, st.integers(0, 40), elements=st.integers(0, 19)))
-    def test_one_device_moves_the_sum_by_at_most_one(self, items: np.ndarray) -> None:
-        vector = popularity_contribution(items, 20)
-        assert np.linalg.norm(vector) <= 1 + 1e-12
-        assert set(np.flatnonzero(vector)) == set(items.tolist())
-        assert len(set(vector[vector > 0])) <= 1
-
-    def test_worst_cases_are_tight(self) -> None:
-        one = popularity_contribution(np.array([3, 3, 3]), 5)
-        other = popularity_contribution(np.array([0]), 5)
-        assert np.linalg.norm(one) == 1.0  # add or remove
-        assert np.linalg.norm(one - other) == pytest.approx(math.sqrt(2))  # replace: disjoint histories
-        assert not popularity_contribution(np.array([], np.int32), 5).any()
-
-    @pytest.mark.parametrize("items", [[-1], [5]])
-    def test_an_unknown_item_is_refused(self, items: list[int]) -> None:
-        with pytest.raises(UpdateError, match="outside the catalogue"):
-            popularity_contribution(np.array(items), 5)
 
 
 class TestSecondMoment:

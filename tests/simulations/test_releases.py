@@ -1,5 +1,6 @@
 """What training releases is what was stated: sums of the events with the planned noise, each release with its own."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ def releases(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def stated_popularity(store: EventStore, unit: str) -> np.ndarray:
-    """Return the sum that the plan states: of unit vectors, or of 0/1."""
+    """Return the sum that the plan states: of unit vectors in which the latest items weigh most, or of 0/1."""
     total = np.zeros(store.n_items)
     for user in range(store.n_users):
-        items = set(store.history(user).tolist())
-        for item in items:
-            total[item] += 1.0 / np.sqrt(len(items)) if unit == "user" else 1.0
+        items = list(dict.fromkeys(reversed(store.history(user).tolist())))
+        weights = np.ones(len(items))
+        if unit == "user":
+            weights = np.array([round(127 * (0.3 + 0.7 * math.exp(-age / 3))) for age in range(len(items))])
+            weights = weights / np.linalg.norm(weights)
+        total[items] += weights
     return total
 
 
