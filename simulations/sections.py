@@ -114,21 +114,24 @@ def long_tail(top: np.ndarray, split: Split, k: int) -> dict[str, list[float]]:
 def communication(world: World, trained: Trained, table_bytes: int) -> dict[str, Any]:
     """Return the bytes that one device sends and receives, expected over its sampling.
 
-    Arrays of rounds count as float32, the start's statistics as their codes (``fedrecall.client.start``).
+    Arrays of rounds count as float32. The start's statistics count as their codes (``fedrecall.client.start``), or as
+    float32 where devices add the noise.
     """
     names = trained_names(world)
     counted = world.plan.mechanism("rounds").adaptive_clip is not None  # one number more: was it within the clip?
     update = (sum(trained.arrays[n].size for n in names) + counted) * 4
     model = sum(a.size for a in trained.arrays.values()) * 4
+    byte = 1 if world.plan.trust == "central" else 4  # what a device noises itself is no byte any more
     stages = []
     for mechanism in world.plan.mechanisms:
         # Of a limited cohort every device knows how often it takes part at most; else it is an expectation.
         taking_part = mechanism.participations or mechanism.steps * mechanism.sample_rate
         if mechanism.name == "popularity":
-            up, down = world.shape.n_items + 4, 0  # a byte an item and one scale
+            up, down = world.shape.n_items * byte + 4, 0  # a byte an item and one scale
         elif mechanism.name == "second_moments":
             m = trained.start["items"]
-            up, down = m * (m - 1) // 2 + 4, 4 * world.shape.n_items  # a byte a pair of items and one scale
+            # A byte a pair of items and one scale up; number, weight and direction of each item, and the reach, down.
+            up, down = m * (m - 1) // 2 * byte + 4, 24 * m + 8
         else:
             up, down = round(update * taking_part), round(model * taking_part)
         stages.append({"name": mechanism.name, "uplink_bytes": up, "downlink_bytes": down})

@@ -28,5 +28,7 @@ def test_a_device_sends_at_most_a_megabyte_in_all(preset: str, devices: int, ite
     assert found["uplink_bytes_per_device_total"] <= 1_000_000
     pairs = {stage["name"]: stage["uplink_bytes"] for stage in found["stages"]}.get("second_moments", 4)
     assert pairs == count * (count - 1) // 2 + 4
+    popularity = next(stage["uplink_bytes"] for stage in found["stages"] if stage["name"] == "popularity")
+    assert popularity == items * (1 if preset.startswith("user") else 4) + 4, "a noised number is no byte"
     if (preset, devices) == ("user-eps8", 1_000_000):
         assert count == 1_380, "the cap binds here"
