@@ -79,6 +79,13 @@ def test_popularity_is_the_sum_over_devices(histories: list[list[int]]) -> None:
     np.testing.assert_array_equal(plain, [sum(i in h for h in histories) for i in range(N_ITEMS)])
 
 
+def test_replacing_a_device_moves_popularity_by_at_most_the_root_of_two() -> None:
+    """Tight for histories without a common item: what the accountant takes under ``replace_one``."""
+    one, other = popularity(np.array([3, 3, 3]), N_ITEMS), popularity(np.array([0, 1]), N_ITEMS)
+    assert np.linalg.norm(one - other) == pytest.approx(math.sqrt(2), rel=1e-6)
+    assert not popularity(np.array([], dtype=np.int64), N_ITEMS).any()
+
+
 @settings(deadline=None)
 @given(HISTORIES, st.integers(0, N_ITEMS - 1))
 def test_one_device_or_one_event_more_moves_popularity_by_at_most_one(histories: list[list[int]], item: int) -> None:
