@@ -2,7 +2,7 @@
 
     python benchmarks/attacks.py --data-path FOLDER [--datasets ml-100k ml-1m] [--kinds updates ...] [--seconds 900]
 
-FOLDER holds a folder for each data set. Rounds are few: attacks on updates need no more. The open run is cut to 50
+FOLDER holds a folder for each data set. Rounds are few: attacks on updates need no more. The open run is cut to 200
 rounds. ``--kinds`` makes some of the attacks alone, which then share all of the time. A cell is the AUC with its 95 %
 interval and the hits at 1 % false alarms; the empirical epsilon, where it is above 0; for promotion, the share of
 devices that see the item before and after, and recall@10; for sizes, how many there are beyond the first.
@@ -20,7 +20,7 @@ from fedrecall.simulations.training import train
 from fedrecall.simulations.wiring import prepare
 
 RUNS = {
-    "open": ("open", ["rounds.count=50", "server.warmup_rounds=5"]),
+    "open": ("open", ["rounds.count=200", "server.warmup_rounds=20"]),
     "epsilon 8": ("user-eps8", []),
     "epsilon 2": ("user-eps2", []),
 }

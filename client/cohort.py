@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from fedrecall.client.config import LocalConfig
 from fedrecall.client.negatives import draw_negatives
-from fedrecall.client.samples import Samples, block_samples, sample_tensors, user_samples
+from fedrecall.client.samples import Samples, block_samples, input_masks, sample_tensors, user_samples
 from fedrecall.client.store import EventStore
 from fedrecall.models.recall import ITEM_ID, RecallModel, initial_arrays
 from fedrecall.models.shape import ModelShape
@@ -98,12 +98,21 @@ class Cohort:
         negatives = draw_negatives(self.seed, round, self.shape.n_items, self.local.negatives)
         shared = {n: torch.as_tensor(a, dtype=self.dtype, device=self.device) for n, a in arrays.items()}
         total = {n: torch.zeros(shared[n].shape, dtype=torch.float64, device=self.device) for n in self.trained}
-        size = max(1, self.chunk // (self.local.blocks if self.unit == "interaction" else 1))
+        # A quarter of a small cohort, so that its work too is for several threads, however many there are.
+        size = max(1, min(self.chunk, -(-len(users) // 4)) // (self.local.blocks if self.unit == "interaction" else 1))
         chunks = [users[begin : begin + size] for begin in range(0, len(users), size)]
 
         def part(chunk: np.ndarray) -> _Part:
             samples = self._samples(chunk, negatives, round)
-            batch = sample_tensors(samples, negatives, self.features, device=self.device, dtype=self.dtype)
+            kept = input_masks(
+                chunk,
+                shape=self.shape,
+                local=self.local,
+                per_device=len(samples) // len(chunk),
+                seed=self.seed,
+                round=round,
+            )
+            batch = sample_tensors(samples, negatives, self.features, kept, device=self.device, dtype=self.dtype)
             private = None
             if towers is not None:
                 index = torch.as_tensor(chunk, device=self.device)
@@ -248,9 +257,9 @@ class Cohort:
         own = shared[ITEM_ID][batch["own"]].requires_grad_(train_rows)
         negative = shared[ITEM_ID][batch["negatives"]].requires_grad_(train_rows)
         weights = {**{n: t for n, t in shared.items() if n != ITEM_ID}, **leaves, **self._identity}
-        names = ("slots", "real", "types", "loss_weights", "masked")
         features = batch.get("own_features"), batch.get("negative_features")
-        losses = functional_call(model, weights, (own, negative[None], *features), {n: batch[n] for n in names})
+        data = {n: t for n, t in batch.items() if n not in ("own", "negatives", "own_features", "negative_features")}
+        losses = functional_call(model, weights, (own, negative[None], *features), data)
         wanted = [*leaves.values(), *((own, negative) if train_rows else ())]
         found = [-g for g in torch.autograd.grad(losses.sum(), wanted, materialize_grads=True)]
         sums = dict(zip(leaves, found, strict=False))

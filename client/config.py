@@ -14,6 +14,9 @@ class LocalConfig(BaseModel):
     tower_learning_rate: float = Field(
         0.0, ge=0, description="of the private user tower inside rounds; unit 'interaction' requires 0"
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the numbers that go into the transformer's blocks that a round hides"
+    )
     blocks: int = Field(8, ge=1, description="blocks a history is cut into; unit 'interaction' alone")
 
 

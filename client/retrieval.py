@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from fedrecall.client.cohort import Towers
 from fedrecall.client.config import PersonalConfig
 from fedrecall.client.negatives import draw_negatives
+from fedrecall.client.samples import time_gaps
 from fedrecall.client.store import EventStore
 from fedrecall.models.loss import sampled_softmax
 from fedrecall.models.shape import ModelShape
@@ -52,7 +53,8 @@ def contexts(
     item = torch.as_tensor(items, dtype=torch.long)
     vectors = item_vectors[item.clamp(min=0)] * torch.as_tensor(real)[..., None]
     with torch.no_grad():
-        context = transformer(vectors, torch.as_tensor(types, dtype=torch.long), torch.as_tensor(real))
+        kinds, gaps = torch.as_tensor(types, dtype=torch.long), torch.as_tensor(time_gaps(store, events))
+        context = transformer(vectors, kinds, gaps, torch.as_tensor(real))
     return context, item, torch.as_tensor(weights, dtype=torch.float32)
 
 

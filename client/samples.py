@@ -12,7 +12,10 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
+from fedrecall.client.config import LocalConfig
 from fedrecall.client.store import EventStore
+from fedrecall.models.shape import ModelShape
+from fedrecall.models.transformer import GAPS
 from fedrecall.protocol.randomness import derive_seed, hashed_uniform
 
 
@@ -25,6 +28,7 @@ class Samples:
         slots: index into ``own`` of every event of the window.
         real: which events of the window are not padding.
         types: event types.
+        gaps: how long after the event before it each event of the sample came, see ``time_gaps``.
         loss_weights: weight of each target; sums to 1 a sample for unit ``user`` (0 for one without a target), and
             is divided by the public window length for unit ``interaction``.
         masked: which of the round's negatives occur in the sample itself.
@@ -34,6 +38,7 @@ class Samples:
     slots: Int64[np.ndarray, "samples length_plus_1"]
     real: Bool[np.ndarray, "samples length_plus_1"]
     types: Int64[np.ndarray, "samples length_plus_1"]
+    gaps: Int64[np.ndarray, "samples length_plus_1"]
     loss_weights: Float32[np.ndarray, "samples length"]
     masked: Bool[np.ndarray, "samples negatives"]
 
@@ -122,29 +127,82 @@ def _assemble(store: EventStore, events: np.ndarray, *, negatives: np.ndarray, p
         slots=slots,
         real=real,
         types=np.where(real, store.types[events] if store.n_events else 0, 0).astype(np.int64),
+        gaps=time_gaps(store, events),
         loss_weights=loss_weights.astype(np.float32),
         masked=masked,
     )
+
+
+def time_gaps(store: EventStore, events: Int64[np.ndarray, "samples length"]) -> Int64[np.ndarray, "samples length"]:
+    """Return floor(log2(1 + seconds)) between each event and the one before it in its row, at most ``GAPS`` - 1.
+
+    0 where there is none, and everywhere without times. What is before the row is not read: an event that is not in a
+    sample changes nothing in it.
+
+    Args:
+        store: the events.
+        events: rows of ``store``, -1 for padding on the left.
+    """
+    gaps = np.zeros(events.shape, dtype=np.int64)
+    if store.times is None or not store.n_events:
+        return gaps
+    times = store.times[events]
+    since = np.where(events[:, :-1] >= 0, times[:, 1:] - times[:, :-1], 0)
+    gaps[:, 1:] = np.minimum(np.frexp(1.0 + since)[1] - 1, GAPS - 1)
+    return gaps
+
+
+def input_masks(
+    keys: np.ndarray, *, shape: ModelShape, local: LocalConfig, per_device: int, seed: int, round: int
+) -> Float32[np.ndarray, "samples length dim"] | None:
+    """Return what a round's samples multiply the inputs of the transformer's blocks by; ``None`` without dropout.
+
+    0 with probability ``local.dropout``, else 1 / (1 - it) (Srivastava and others 2014, section 10): drawn from the
+    seed, the round and the device's key, never from its events.
+
+    Args:
+        keys: a number for each device, as for ``user_samples``.
+        shape: the model's.
+        local: holds the share.
+        per_device: samples a device.
+        seed: seed of the draws.
+        round: the round.
+    """
+    if not local.dropout:
+        return None
+    numbers = np.arange(per_device * shape.window * shape.dim, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        ids = np.asarray(keys).astype(np.uint64)[:, None] * np.uint64(len(numbers)) + numbers
+    draws = hashed_uniform(derive_seed(seed, "dropout", round), ids)
+    kept = (draws >= local.dropout).astype(np.float32) / np.float32(1.0 - local.dropout)
+    return kept.reshape(-1, shape.window, shape.dim)
 
 
 def sample_tensors(
     samples: Samples,
     negatives: np.ndarray,
     features: np.ndarray | None,
+    kept: np.ndarray | None = None,
     *,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Return samples as the tensors that ``RecallModel.forward`` takes, with item numbers ``own``, ``negatives``."""
+    """Return samples as the tensors that ``RecallModel.forward`` takes, with item numbers ``own``, ``negatives``.
+
+    ``kept`` is what ``input_masks`` returned.
+    """
     tensors = {
         "own": torch.as_tensor(samples.own, dtype=torch.long),
         "negatives": torch.as_tensor(negatives, dtype=torch.long),
         "slots": torch.as_tensor(samples.slots),
         "real": torch.as_tensor(samples.real),
         "types": torch.as_tensor(samples.types),
+        "gaps": torch.as_tensor(samples.gaps),
         "loss_weights": torch.as_tensor(samples.loss_weights, dtype=dtype),
         "masked": torch.as_tensor(samples.masked),
     }
+    if kept is not None:
+        tensors["kept"] = torch.as_tensor(kept, dtype=dtype)
     if features is not None:
         tensors["own_features"] = torch.as_tensor(features[samples.own], dtype=dtype)
         tensors["negative_features"] = torch.as_tensor(features[negatives], dtype=dtype)[None]

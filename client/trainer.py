@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedrecall.client.config import LocalConfig
 from fedrecall.client.gate import let_out
 from fedrecall.client.negatives import draw_negatives
-from fedrecall.client.samples import Samples, block_samples, sample_tensors, user_samples
+from fedrecall.client.samples import Samples, block_samples, input_masks, sample_tensors, user_samples
 from fedrecall.client.store import EventStore
 from fedrecall.models.recall import ITEM_ID, RecallModel
 from fedrecall.models.shape import ModelShape
@@ -133,10 +133,12 @@ class Trainer:
             clip_norm = self._mechanism.clip_norm
         negatives = draw_negatives(self._seed, round, self._shape.n_items, self._local.negatives)
         samples = self._samples(device, negatives, round)
+        inputs = self._inputs(samples, negatives, self._kept(device, len(samples), round))
+        items = self._load(arrays, device, samples, negatives)
         change, norm = (
-            self._gradient(arrays, device, samples, negatives, clip_norm)
+            self._gradient(arrays, device, items, inputs, clip_norm)
             if self._local.steps == 1
-            else self._local_training(arrays, device, samples, negatives)
+            else self._local_training(arrays, device, items, inputs)
         )
         if self._plan.trust == "local" and self._mechanism.noise_multiplier > 0:
             if noise is None:
@@ -203,30 +205,36 @@ class Trainer:
                     parameter.copy_(torch.as_tensor(arrays[bare]))
         return items
 
-    def _inputs(self, samples: Samples, negatives: np.ndarray) -> dict[str, Tensor | None]:
-        batch = sample_tensors(samples, negatives, self._features, device=torch.device("cpu"), dtype=self._dtype)
+    def _kept(self, device: Device, samples: int, round: int) -> np.ndarray | None:
+        keys = np.array([device.key])
+        return input_masks(keys, shape=self._shape, local=self._local, per_device=samples, seed=self._seed, round=round)
+
+    def _inputs(self, samples: Samples, negatives: np.ndarray, kept: np.ndarray | None) -> dict[str, Tensor | None]:
+        batch = sample_tensors(samples, negatives, self._features, kept, device=torch.device("cpu"), dtype=self._dtype)
         features = batch.pop("own_features", None), batch.pop("negative_features", None)
         shared = None if features[1] is None else features[1].expand(len(samples), -1, -1)
         del batch["own"], batch["negatives"]
         return {"places": self._places, "own_features": features[0], "negative_features": shared, **batch}
 
     def _gradient(
-        self, arrays: Arrays, device: Device, samples: Samples, negatives: np.ndarray, clip_norm: float | None
+        self,
+        arrays: Arrays,
+        device: Device,
+        items: np.ndarray,
+        inputs: dict[str, Tensor | None],
+        clip_norm: float | None,
     ) -> tuple[dict[str, np.ndarray], float]:
         """Return minus the sum of clipped per-sample gradients at the released weights, and the largest norm."""
-        items = self._load(arrays, device, samples, negatives)
-        sums, norms = self._step(self._inputs(samples, negatives), clip_norm or _UNBOUNDED)
+        sums, norms = self._step(inputs, clip_norm or _UNBOUNDED)
         self._move_tower(device)
         change = {n: self._dense(n, -sums[local].numpy(), items, arrays) for n, local in self._names.items()}
         return change, float(norms.max())
 
     def _local_training(
-        self, arrays: Arrays, device: Device, samples: Samples, negatives: np.ndarray
+        self, arrays: Arrays, device: Device, items: np.ndarray, inputs: dict[str, Tensor | None]
     ) -> tuple[dict[str, np.ndarray], float]:
         """Return the weight change of plain local SGD, free work that the gate clips once, and its norm."""
-        items = self._load(arrays, device, samples, negatives)
         before = {n: self._parameters[local].detach().clone() for n, local in self._names.items()}
-        inputs = self._inputs(samples, negatives)
         for _ in range(self._local.steps):
             self._model.zero_grad(set_to_none=True)
             with self._step.plain():

@@ -34,8 +34,10 @@ class RecallModel(nn.Module):
         slots: Int[Tensor, "batch length_plus_1"],
         real: Bool[Tensor, "batch length_plus_1"],
         types: Int[Tensor, "batch length_plus_1"],
+        gaps: Int[Tensor, "batch length_plus_1"],
         loss_weights: Float[Tensor, "batch length"],
         masked: Bool[Tensor, "batch negatives"],
+        kept: Float[Tensor, "batch length dim"] | None = None,
     ) -> Float[Tensor, "batch"]:
         """Return the weighted next-item loss of each sample, one window of events.
 
@@ -48,13 +50,15 @@ class RecallModel(nn.Module):
                 but the first are targets.
             real: which events are not padding.
             types: event types.
+            gaps: time between events, see ``Transformer.forward``.
             loss_weights: weight of each target's loss in the sample's; 0 where target or input is padding.
             masked: negatives that occur in the sample itself.
+            kept: factors of the inputs of the transformer's blocks; ``None`` for no dropout.
         """
         own = self.item(own_rows, own_features)
         negatives = self.item(negative_rows, negative_features)
         events = torch.gather(own, 1, slots[..., None].expand(-1, -1, own.shape[-1]))
-        query = self.user(self.transformer(events[:, :-1], types[:, :-1], real[:, :-1]))
+        query = self.user(self.transformer(events[:, :-1], types[:, :-1], gaps[:, :-1], real[:, :-1], kept))
         positive = (query * events[:, 1:]).sum(dim=-1)
         # Shared negatives are one matrix for all positions; a batched product would first copy them for every sample.
         scores = functional.linear(query, negatives[0]) if len(negatives) == 1 else query @ negatives.mT

@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from fedrecall.models.shape import ModelShape
 
+GAPS = 32
+"""Rows of the table of gaps: whole binary logarithms of 1 + the seconds since the event before."""
+
 
 class Block(nn.Module):
     """One pre-norm transformer block (Xiong and others 2020): attention, then a feed-forward layer."""
@@ -79,7 +82,7 @@ class RecencyHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Context of every position = recency head + causal transformer over (item vector, event type, age)."""
+    """Context of every position = recency head + causal transformer over (item vector, event type, gap, age)."""
 
     def __init__(self, shape: ModelShape) -> None:
         """Create the transformer; its output projection is zero."""
@@ -91,6 +94,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(shape) for _ in range(shape.blocks)])
         self.norm_out = nn.LayerNorm(shape.dim)
         self.out = nn.Linear(shape.dim, shape.dim)
+        # Zeros that are drawn from no random state: what is drawn after them is as without them.
+        self.gap = nn.Embedding(GAPS, shape.dim, _weight=torch.zeros(GAPS, shape.dim))
         nn.init.normal_(self.event_type.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
         nn.init.zeros_(self.out.weight)
@@ -100,9 +105,15 @@ class Transformer(nn.Module):
         self,
         items: Float[Tensor, "batch length dim"],
         types: Int[Tensor, "batch length"],
+        gaps: Int[Tensor, "batch length"],
         real: Bool[Tensor, "batch length"],
+        kept: Float[Tensor, "batch length dim"] | None = None,
     ) -> Float[Tensor, "batch length dim"]:
-        """Return one context a position. Rows are left-padded; padding (``real`` false) yields finite values."""
+        """Return one context a position. Rows are left-padded; padding (``real`` false) yields finite values.
+
+        ``gaps`` says how long after the one before it each event came, as a row of the table of gaps. ``kept``
+        multiplies what goes into the blocks, in training with dropout; the recency head sees everything.
+        """
         batch, length, _ = items.shape
         steps = torch.arange(length, device=items.device)
         causal = steps[:, None] >= steps[None, :]
@@ -115,7 +126,9 @@ class Transformer(nn.Module):
         # Counted from the newest place, so that more padding on the left changes nothing.
         places = steps + self.position.num_embeddings - length
         positions = self.position(places.expand(batch, length))
-        x = self.norm_in(items) + self.event_type(types) + positions
+        x = self.norm_in(items) + self.event_type(types) + self.gap(gaps) + positions
+        if kept is not None:
+            x = x * kept
         for block in self.blocks:
             x = block(x, hidden)
         context: Tensor = recent + self.out(self.norm_out(x))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedrecall.client.negatives import draw_negatives
-from fedrecall.client.samples import sample_tensors, user_samples
+from fedrecall.client.samples import input_masks, sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel
 from fedrecall.protocol.randomness import derive_seed, public_rng
 from fedrecall.simulations.plan import plan_for
@@ -60,7 +60,8 @@ def train_centrally(world: World, progress: Progress) -> dict[str, np.ndarray]:
             samples = user_samples(
                 world.store, piece, piece, window=world.shape.window, negatives=negatives, seed=seed, round=step
             )
-            batch = sample_tensors(samples, negatives, world.features, device=table.device, dtype=table.dtype)
+            kept = input_masks(piece, shape=world.shape, local=config.local, per_device=1, seed=seed, round=step)
+            batch = sample_tensors(samples, negatives, world.features, kept, device=table.device, dtype=table.dtype)
             own, negative = table[batch.pop("own")], table[batch.pop("negatives")][None]
             features = batch.pop("own_features", None), batch.pop("negative_features", None)
             loss = model(own, negative, *features, **batch).sum() / settings.batch

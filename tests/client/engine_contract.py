@@ -1,5 +1,6 @@
 """What every engine must do: end where an oracle ends that takes one sample at a time, and hides nothing in masks."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -54,6 +55,7 @@ class Case:
     features: int = 3
     types: int = 2
     weights: bool = True
+    times: bool = True
     towers: bool = False
     train: tuple[str, ...] = ("item.", "transformer.")
     trust: str = "central"
@@ -62,6 +64,7 @@ class Case:
     adaptive: AdaptiveClip | None = None
     negatives: int = 7
     blocks: int = 2
+    dropout: float = 0.0
     histories: tuple[list[int], ...] = HISTORIES
 
 
@@ -75,7 +78,7 @@ CASES = {
     "interaction": Case(unit="interaction", trust="local"),
     "interaction, clipped": Case(unit="interaction", trust="local", clip=0.1),
     "interaction, clipped, central": Case(unit="interaction", clip=0.1),
-    "no features, types or weights": Case(clip=0.3, features=0, types=1, weights=False),
+    "no features, types, weights or times": Case(clip=0.3, features=0, types=1, weights=False, times=False),
     "interaction without features": Case(unit="interaction", trust="local", clip=0.1, features=0),
     "transformer alone": Case(clip=0.3, train=("transformer.",)),
     "items alone, many steps": Case(clip=0.02, steps=2, train=("item.",)),
@@ -86,6 +89,10 @@ CASES = {
     "adaptive clip": Case(clip=0.3, adaptive=AdaptiveClip(quantile=0.3, learning_rate=0.9)),
     "adaptive clip, many steps": Case(clip=0.3, steps=3, adaptive=AdaptiveClip(quantile=0.3, learning_rate=0.9)),
     "every item is a negative": Case(clip=0.3, negatives=40),
+    "dropout": Case(clip=0.3, dropout=0.4),
+    "dropout, no clip": Case(dropout=0.4),
+    "dropout, many steps": Case(clip=0.02, steps=3, dropout=0.4),
+    "dropout, interaction": Case(unit="interaction", trust="local", clip=0.1, dropout=0.4),
 }
 ROUNDS, SERVER_RATE, LOCAL_RATE, TOWER_RATE, SEED = 3, 0.7, 0.3, 0.2, 5
 
@@ -112,12 +119,15 @@ def make_world(case: Case) -> World:
     rng = np.random.default_rng(1)
     n_users, n_items = len(case.histories), 12
     users = np.repeat(np.arange(n_users), [len(h) for h in case.histories])
+    # In order within each device; many at the same second, some a year apart.
+    times = np.cumsum(rng.choice([0, 1, 2, 70, 4000, 10**8], len(users))) if case.times else None
     store = EventStore.from_columns(
         users=users,
         items=np.concatenate(case.histories).astype(np.int64),
         n_users=n_users,
         n_items=n_items,
         types=rng.integers(0, case.types, len(users)),
+        times=times,
         # Sums of these are exact, so that float32 loss weights are the oracle's.
         weights=rng.choice([0.5, 1.0, 2.0], len(users)) if case.weights else None,
         type_names=("view", "buy")[: case.types],
@@ -171,6 +181,7 @@ def make_world(case: Case) -> World:
             learning_rate=LOCAL_RATE,
             tower_learning_rate=TOWER_RATE if case.towers else 0.0,
             blocks=3,
+            dropout=case.dropout,
         ),
         plan=Plan(
             unit="interaction" if interaction else "user",
@@ -268,12 +279,13 @@ def oracle_contribution(
     """Return one device's clipped contribution, and its last sample's norm; its ``tower`` moves in place."""
     total = {n: torch.zeros_like(released[n]) for n in world.trained}
     negatives = draw_negatives(SEED, round, world.shape.n_items, world.local.negatives)
-    for events in oracle_samples(world, round, user):
+    for number, events in enumerate(oracle_samples(world, round, user)):
+        kept = oracle_dropout(world, round, user, number, len(events) - 1)
         local = {n: w.clone() for n, w in released.items()}
         for _ in range(world.case.steps):
             private = {} if tower is None else tower
             leaves = [w.requires_grad_() for w in ({n: local[n] for n in world.trained} | private).values()]
-            loss = oracle_loss(world, {**local, **private}, events, negatives)
+            loss = oracle_loss(world, {**local, **private}, events, negatives, kept)
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 for leaf, gradient, name in zip(leaves, gradients, [*world.trained, *private], strict=True):
@@ -307,7 +319,28 @@ def oracle_samples(world: World, round: int, user: int) -> list[list[int]]:
     return [own[first : first + window + 1]]
 
 
-def oracle_loss(world: World, weights: dict[str, Tensor], events: list[int], negatives: np.ndarray) -> Tensor:
+def oracle_dropout(world: World, round: int, user: int, sample: int, length: int) -> list[Tensor]:
+    """Return the factors of each event's input: a number of its own for each place, counted from the newest."""
+    samples, window, dim = world.local.blocks if world.case.unit == "interaction" else 1, world.shape.window, 4
+    factors = []
+    for place in range(window - length, window):
+        ids = [((user * samples + sample) * window + place) * dim + column for column in range(dim)]
+        drawn = hashed_uniform(derive_seed(SEED, "dropout", round), np.array(ids))
+        factors.append(torch.tensor([0.0 if d < world.case.dropout else 1 / (1 - world.case.dropout) for d in drawn]))
+    return factors
+
+
+def oracle_gaps(world: World, events: list[int]) -> list[int]:
+    """Return for each event how often 1 + the seconds since the one before can be halved."""
+    if world.store.times is None:
+        return [0] * len(events)
+    times = [int(world.store.times[e]) for e in events]
+    return [0, *((1 + b - a).bit_length() - 1 for a, b in itertools.pairwise(times))]
+
+
+def oracle_loss(
+    world: World, weights: dict[str, Tensor], events: list[int], negatives: np.ndarray, kept: list[Tensor]
+) -> Tensor:
     """Return the loss of one sample: every context from the events up to it, and nothing else."""
     if len(events) < 2:
         return sum(w.sum() for w in weights.values()) * 0.0
@@ -325,7 +358,7 @@ def oracle_loss(world: World, weights: dict[str, Tensor], events: list[int], neg
     types = [int(world.store.types[e]) for e in events]
     others = [vector(int(n)) for n in negatives if int(n) not in items]
     loss = torch.zeros((), dtype=torch.float64)
-    hidden = oracle_transformer(shape, weights, vectors[:-1], types[:-1])
+    hidden = oracle_transformer(shape, weights, vectors[:-1], types[:-1], oracle_gaps(world, events), kept)
     for t in range(1, len(items)):
         query = oracle_recency(weights, vectors[:t]) + hidden[t - 1]
         if world.case.towers:
@@ -348,7 +381,12 @@ def oracle_recency(weights: dict[str, Tensor], vectors: list[Tensor]) -> Tensor:
 
 
 def oracle_transformer(
-    shape: ModelShape, weights: dict[str, Tensor], vectors: list[Tensor], types: list[int]
+    shape: ModelShape,
+    weights: dict[str, Tensor],
+    vectors: list[Tensor],
+    types: list[int],
+    gaps: list[int],
+    kept: list[Tensor],
 ) -> list[Tensor]:
     def linear(name: str, x: Tensor) -> Tensor:
         return weights[f"transformer.{name}.weight"] @ x + weights[f"transformer.{name}.bias"]
@@ -360,7 +398,8 @@ def oracle_transformer(
     state = []
     for place, (vector, kind) in enumerate(zip(vectors, types, strict=True)):
         position = weights["transformer.position.weight"][shape.window - len(vectors) + place]
-        state.append(norm("norm_in", vector) + weights["transformer.event_type.weight"][kind] + position)
+        into = norm("norm_in", vector) + weights["transformer.event_type.weight"][kind] + position
+        state.append((into + weights["transformer.gap.weight"][gaps[place]]) * kept[place])
     size = shape.dim // shape.heads
     for b in range(shape.blocks):
         parts = [linear(f"blocks.{b}.qkv", norm(f"blocks.{b}.norm_attention", x)).split(shape.dim) for x in state]

@@ -152,11 +152,13 @@ def test_another_plan_is_another_task() -> None:
 
 
 def test_events_that_came_between_rounds_count_in_the_next_ask_and_in_no_repeated_one(tmp_path: Path) -> None:
-    folder, arrays, header = device(tmp_path, CASES["no features, types or weights"])
+    folder, arrays, header = device(tmp_path, CASES["no features, types, weights or times"])
     before = [DeviceFolder(folder).answer(pack(arrays, header | {"round": round})) for round in (0, 1)]
     with EventDatabase(folder / EVENTS) as database:
         stored = len(list(database.events()))
-        new = replace(make_world(CASES["no features, types or weights"]).store.only(USER), items=np.full(stored, 6))
+        new = replace(
+            make_world(CASES["no features, types, weights or times"]).store.only(USER), items=np.full(stored, 6)
+        )
         assert ingest_store(folder, new) == stored
     assert DeviceFolder(folder).history().items.tolist()[stored:] == [6] * stored
     assert DeviceFolder(folder).answer(pack(arrays, header | {"round": 1})) == before[1], (

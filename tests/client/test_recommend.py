@@ -1,5 +1,6 @@
 """What a device recommends: exactly the best by its own query, of its own server's release, and without a trace."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,9 +44,12 @@ def naive(device: DeviceFolder, arrays, table: ItemTable, tower: UserTower | Non
     window = device.shape.window - len(own)
     rows = torch.stack([torch.zeros(device.shape.dim)] * window + [vectors[item] for item in own])
     types = torch.tensor([[0] * window + store.types[-device.shape.window :].tolist()])
+    times = store.times[-device.shape.window :].tolist()
+    since = [0, *(after - before for before, after in itertools.pairwise(times))]
+    gaps = torch.tensor([[0] * window + [int(np.log2(1 + seconds)) for seconds in since]])
     real = torch.tensor([[False] * window + [True] * len(own)])
     with torch.no_grad():
-        query = transformer(rows[None], types, real)[0, -1]
+        query = transformer(rows[None], types, gaps, real)[0, -1]
         query = query if tower is None else tower(query[None, None])[0, 0]
     scores = {table.ids[item]: float(query.double() @ vectors[item].double()) for item in range(len(table))}
     kept = [pair for pair in scores.items() if pair[0] not in {table.ids[item] for item in store.items}]

@@ -30,6 +30,7 @@ def store() -> EventStore:
         types=np.arange(len(users)) % 2,
         weights=1.0 + np.arange(len(users)) % 3,
         type_names=("view", "buy"),
+        times=10 * np.arange(len(users)) ** 3,
     )
 
 
@@ -71,7 +72,9 @@ def test_a_query_is_the_last_context_of_the_devices_own_latest_events(
         rows = np.arange(store.offsets[user], store.offsets[user + 1])[-SHAPE.window :]
         items = vectors[torch.as_tensor(store.items[rows], dtype=torch.long)][None]
         types = torch.as_tensor(store.types[rows], dtype=torch.long)[None]
-        expected = transformer(items, types, torch.ones(types.shape, dtype=torch.bool))[0, -1].numpy()
+        since = np.diff(store.times[rows], prepend=store.times[rows][:1])
+        gaps = torch.tensor([[int(np.log2(1 + seconds)) for seconds in since]])
+        expected = transformer(items, types, gaps, torch.ones(types.shape, dtype=torch.bool))[0, -1].numpy()
         np.testing.assert_allclose(together[user], expected, atol=1e-5)
         alone = query_vectors(transformer, vectors, store.only(int(user)), np.zeros(1, dtype=np.int64), None)
         np.testing.assert_allclose(alone[0], expected, atol=1e-5)

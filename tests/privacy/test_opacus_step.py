@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedrecall.models.recall import RecallModel
 from fedrecall.models.shape import ModelShape
+from fedrecall.models.transformer import GAPS
 from fedrecall.privacy.opacus_step import ClippedGradient
 from fedrecall.protocol.errors import FedrecallError
 
@@ -52,6 +53,7 @@ def batch(size: int) -> dict[str, Tensor]:
         "slots": torch.randint(own, (size, own), generator=g),
         "real": real,
         "types": torch.randint(SHAPE.n_types, (size, own), generator=g),
+        "gaps": torch.randint(GAPS, (size, own), generator=g),
         "loss_weights": torch.rand(size, own - 1, generator=g, dtype=torch.float64) * real[:, :-1],
         "masked": torch.rand(size, negatives, generator=g) < 0.2,
     }

@@ -72,6 +72,14 @@ def with_fakes(world: World, target: int, histories: list[Int64[np.ndarray, " ev
     return Staged(world=replace(world, store=grown, plan=plan), fakes=len(histories), target=target)
 
 
+def with_idle(world: World, target: int, fakes: int) -> Staged:
+    """Return the world before an attack: as many malicious devices are enrolled, and have no events.
+
+    It has the attacked world's plan, hence its noise: what differs between the two is what the devices send.
+    """
+    return with_fakes(world, target, [np.zeros(0, dtype=np.int64)] * fakes)
+
+
 def choose_target(store: EventStore, rng: np.random.Generator) -> int:
     """Return an item to promote: one that some devices have, of the less popular half; UsageError without events."""
     counts = np.bincount(store.items, minlength=store.n_items)

@@ -9,7 +9,14 @@ from scipy.stats import beta
 
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.protocol.records import Arrays
-from fedrecall.simulations.audit.attacks.fakes import STRATEGIES, Strategy, choose_target, fake_histories, with_fakes
+from fedrecall.simulations.audit.attacks.fakes import (
+    STRATEGIES,
+    Strategy,
+    choose_target,
+    fake_histories,
+    with_fakes,
+    with_idle,
+)
 from fedrecall.simulations.audit.attacks.promotion import (
     DEFENCES,
     Defence,
@@ -57,7 +64,7 @@ def attack_training(world: World, prefix: str, *, seconds: float, seed: int, pro
     target = choose_target(store, rng)
     fakes = max(1, round(SHARE * store.n_users))
     length = min(_LENGTH, world.shape.window + 1)
-    staged = {"none": with_fakes(world, target, [])}
+    staged = {"idle": with_idle(world, target, fakes)}
     for kind in ("random", "popular"):
         made = fake_histories(store, target, popular=kind == "popular", fakes=fakes, length=length, rng=rng)
         staged[kind] = with_fakes(world, target, made)
@@ -81,7 +88,7 @@ def attack_training(world: World, prefix: str, *, seconds: float, seed: int, pro
             yield not_tested(name, "malicious-device", "user", "the time given was over")
             continue
         if defence not in before:
-            before[defence] = recommended("none", "random", defence)
+            before[defence] = recommended("idle", "random", defence)
         after = recommended(strategy, strategy, defence)
         yield _row(name, strategy, defence, fakes, before[defence], after, time.perf_counter() - clock)
     progress("promotion", len(attempts), len(attempts))

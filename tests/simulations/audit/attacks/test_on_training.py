@@ -7,12 +7,12 @@ from scipy.stats import trim_mean
 
 from fedrecall.client.retrieval import query_vectors, shared_transformer
 from fedrecall.protocol.errors import UsageError
-from fedrecall.simulations.audit.attacks.fakes import choose_target, fake_histories, with_fakes
+from fedrecall.simulations.audit.attacks.fakes import choose_target, fake_histories, with_fakes, with_idle
 from fedrecall.simulations.audit.attacks.on_training import attack_training
 from fedrecall.simulations.audit.attacks.promotion import defended, hold_out, outcome, started, train_poisoned
 from fedrecall.simulations.audit.attacks.robust import aggregate
 from fedrecall.simulations.recaller import item_vectors
-from fedrecall.simulations.training import train
+from fedrecall.simulations.training import server_noise, train
 
 SETTINGS = ("server.optimiser=sgd", "server.learning_rate=0.3", "rounds.count=3")
 
@@ -107,6 +107,18 @@ def test_fakes_are_devices_like_others_and_the_plan_counts_them(world, rng):
         assert target not in history[::2]
     for device in range(20):
         assert np.array_equal(store.history(device), world.store.history(device))
+
+
+def test_before_the_attack_the_malicious_devices_are_idle_under_the_same_plan_and_noise(world, rng):
+    target = choose_target(world.store, rng)
+    made = fake_histories(world.store, target, popular=True, fakes=5, length=11, rng=rng)
+    idle, attacked = with_idle(world, target, 5).world, with_fakes(world, target, made).world
+    assert idle.plan.digest() == attacked.plan.digest()
+    assert idle.store.counts()[-5:].tolist() == [0] * 5
+    assert idle.store.n_events == world.store.n_events
+    drawn = [server_noise(w, "rounds", 1).normal((4,), 1.0) for w in (world, idle, attacked)]
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 def test_defences_are_the_plan_or_its_clip_alone(world):
