@@ -120,6 +120,9 @@ class RoundsConfig(_Section):
     """Federated rounds after the start."""
 
     count: int = Field(20, ge=0)
+    passes: float | None = Field(
+        None, gt=0, description="no more rounds than ask each device this often on average; null: no such limit"
+    )
     cohort: int | None = Field(None, ge=1, description="expected devices of a round; null: everyone")
     sampling: Literal["poisson", "fixed_size", "limited"] = Field(
         "poisson",
@@ -173,6 +176,9 @@ class CentralConfig(_Section):
 
     batch: int = Field(256, ge=1)
     steps: int = Field(900, ge=1)
+    passes: float | None = Field(
+        39, gt=0, description="no more steps than read each user this often on average; null: no such limit"
+    )
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(30, ge=0)
 

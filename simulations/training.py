@@ -126,7 +126,7 @@ def train(
         history, start = list(saved.extra["history"]), saved.extra["start"]
     result = Trained(arrays={}, towers=towers, history=history, start=start, ledger_head=ledger.head())
     clock = time.perf_counter()
-    every, total = config.rounds.evaluate_every, config.rounds.count
+    every, total = config.rounds.evaluate_every, plan.mechanism(ROUNDS).steps
 
     def record(state: ServerState) -> None:
         if validate is None:

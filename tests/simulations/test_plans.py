@@ -9,6 +9,7 @@ from fedrecall.privacy.ledger import Ledger
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.protocol.plan import Plan
 from fedrecall.server.checkpoint import load_latest
+from fedrecall.simulations.config import load_config
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.run import run
 
@@ -97,3 +98,27 @@ def test_performance_settings_change_nothing_in_the_plan():
     for faster in ("threads=2", "engine=device", "server.checkpoint_every=4", "rounds.evaluate_every=1"):
         assert plan_for(small_config(faster), 600) == base
     assert plan_for(small_config("rounds.count=5"), 600) != base
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "rounds"),
+    [
+        (("rounds.cohort=64",), 6_040, 1_600),
+        (("rounds.cohort=64",), 943, 250),
+        (("rounds.cohort=64",), 100_000, 1_600),
+        (("rounds.cohort=64",), 40, 17),
+        (("rounds.cohort=null",), 6_040, 17),
+        (("rounds.cohort=64", "rounds.passes=0.001"), 943, 1),
+        (("rounds.cohort=64", "rounds.passes=null"), 943, 1_600),
+    ],
+)
+def test_passes_bound_the_rounds_by_how_often_each_device_is_asked(settings, devices, rounds):
+    config = load_config(None, "open", ["rounds.count=1600", "rounds.passes=17", *settings])
+    assert plan_for(config, devices).mechanism("rounds").steps == rounds
+
+
+def test_a_run_ends_with_its_last_pass(tmp_path):
+    """600 devices, 200 a round: 2 passes are 6 rounds, and the report and the ledger agree."""
+    result = small_run(tmp_path, "rounds.count=50", "rounds.passes=2", "rounds.cohort=200", "central.passes=1")
+    assert result["history"][-1]["round"] == 6
+    assert Ledger.read(tmp_path / "ledger.jsonl").spent()["rounds"] == 6
