@@ -14,7 +14,7 @@ from fedrecall.client.negatives import draw_negatives
 from fedrecall.client.samples import input_masks, sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel
 from fedrecall.protocol.randomness import derive_seed, public_rng
-from fedrecall.simulations.plan import limited_steps, plan_for
+from fedrecall.simulations.plan import bounded_steps, plan_for
 from fedrecall.simulations.training import start_arrays
 from fedrecall.simulations.world import Progress, World
 
@@ -45,7 +45,7 @@ def train_centrally(world: World, progress: Progress) -> dict[str, np.ndarray]:
     rng = public_rng(config.seed, "central")
     seed = derive_seed(config.seed, "central")
     order = np.zeros(0, dtype=np.int64)
-    steps = limited_steps(settings.steps, settings.passes, len(usable), settings.batch)
+    steps = bounded_steps(settings.steps, settings.passes, len(usable), settings.batch)
     for step in range(steps):
         warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
         rate = settings.learning_rate * warm * (1.0 - step / steps)

@@ -44,7 +44,7 @@ def plan_for(config: RunConfig, devices: int) -> Plan:
     return fit_noise(plan, config.privacy.epsilon, {name: share / total for name, share in shares.items()})
 
 
-def limited_steps(steps: int, passes: float | None, users: int, batch: int) -> int:
+def bounded_steps(steps: int, passes: float | None, users: int, batch: int) -> int:
     """Return ``steps`` of ``batch`` users, or as many as make ``passes`` over all ``users`` where that is fewer."""
     if passes is None:
         return steps
@@ -54,7 +54,7 @@ def limited_steps(steps: int, passes: float | None, users: int, batch: int) -> i
 def _rounds(config: RunConfig, devices: int) -> Mechanism:
     """Return the training mechanism without noise yet."""
     private, cohort = config.privacy.epsilon is not None, config.rounds.cohort
-    steps = limited_steps(config.rounds.count, config.rounds.passes, devices, cohort or devices)
+    steps = bounded_steps(config.rounds.count, config.rounds.passes, devices, cohort or devices)
     clip_norm = config.privacy.clip_norm if private else None
     adaptive = config.privacy.adaptive_clip
     rounds = Mechanism(
