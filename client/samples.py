@@ -85,8 +85,7 @@ def block_samples(
 
     An event is in the block that a hash of its item gives, whatever else the device holds.
     """
-    salt = derive_seed(seed, "blocks")
-    block_of_item = np.floor(hashed_uniform(salt, np.arange(store.n_items)) * blocks).astype(np.int64)
+    block_of_item = blocks_of_items(store.n_items, blocks, seed)
     events = np.full((len(users), blocks, window + 1), -1, dtype=np.int64)
     for row, user in enumerate(users):
         own = np.arange(store.offsets[user], store.offsets[user + 1])
@@ -95,6 +94,12 @@ def block_samples(
             latest = own[block == b][-(window + 1) :]
             events[row, b, window + 1 - len(latest) :] = latest
     return _assemble(store, events.reshape(-1, window + 1), negatives=negatives, public_total=True)
+
+
+def blocks_of_items(n_items: int, blocks: int, seed: int) -> Int64[np.ndarray, " items"]:
+    """Return the block of each item of the catalogue, a salted hash of it: public."""
+    draws = hashed_uniform(derive_seed(seed, "blocks"), np.arange(n_items))
+    return np.asarray(np.floor(draws * blocks), dtype=np.int64)
 
 
 def _assemble(store: EventStore, events: np.ndarray, *, negatives: np.ndarray, public_total: bool) -> Samples:

@@ -80,6 +80,16 @@ def test_canaries_see_a_server_without_noise(noise: int, code: int, broken: set[
     assert found["as_flipped"] and found["refused"] == {"budget": 18 - found["in"]}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "code", "broken"), [(1, 0, set()), (0, 5, {"deployed: white box"})])
+def test_canary_events_see_devices_without_noise(noise: int, code: int, broken: set[str], tmp_path: Path) -> None:
+    """Unit ``interaction``: what the auditor's devices really sent, by their honest app or one that adds no noise."""
+    arguments = ("--unit", "interaction", "--rounds", "3", "--deadline", "600", "--noise", str(noise))
+    found = script("canaries.py", tmp_path / "edge", *arguments, code=code)
+    assert broken <= set(found["broken"]) and bool(found["broken"]) == bool(broken)
+    assert found["updates"] == [3, 3, 3] and not found["refused"] and found["canaries"] > 150
+
+
 def batched(job: Job, folder: Path) -> dict[str, np.ndarray]:
     """Return where the job ends in one process, from the events that the script makes up."""
     histories = [np.random.default_rng([7, device]).choice(ITEMS, size=20, replace=False) for device in range(DEVICES)]

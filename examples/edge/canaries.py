@@ -1,14 +1,22 @@
 """Audit a deployment with canaries: devices of an auditor's beside two honest ones, every part a process.
 
-In each round each device of the auditor's answers with a known direction of the clip norm, or declines, by a fair coin.
-Then the auditor reads what was released, and nothing else of the server. Exit code 5: a claim is broken.
+Unit ``user``: in each round each device of the auditor's answers with a known direction of the clip norm, or declines,
+by a fair coin. Then the auditor reads what was released, and nothing else of the server.
+
+Unit ``interaction``: events are put into the auditor's devices by fair coins, before they join. Their app is the honest
+one; the auditor keeps what they send, and compares it with what each event changes in it.
+
+Exit code 5: a claim is broken.
 """
 
 import argparse
 import json
 import secrets
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,9 +26,12 @@ from deploy import released, state_bytes
 from deployment import Deployment, changed, deployed, tampered
 
 from fedrecall.cli.audit import LEAK
+from fedrecall.client.enrolment import SENT, STATE
+from fedrecall.protocol.tensors import unpack
 from fedrecall.server.job import Job
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.audit.deployed import DeployedCanaries, audit_deployed
+from fedrecall.simulations.audit.deployed_events import EventCanaries, audit_events
 
 HONEST = 2
 CANARY = """from fedrecall.protocol.errors import BudgetExhausted
@@ -44,34 +55,116 @@ if b"flwr-serverapp" in open("/proc/self/cmdline", "rb").read():
 """
 """A server whose noise is not what its plan says; no setting of a deployment makes it so."""
 
+WEAKER_DEVICE = """
+import sys
+if b"fedrecall.client.own_app" in open("/proc/self/cmdline", "rb").read():
+    from dataclasses import replace
+    from fedrecall.client import trainer
+    sound = trainer.gaussian_sum
+    def weaker(sums, mechanism, noise):
+        return sound(sums, replace(mechanism, noise_multiplier={factor} * mechanism.noise_multiplier), noise)
+    trainer.gaussian_sum = weaker
+"""
+"""A device whose noise is not what its plan says."""
+
+EVENT_ROUNDS, EVENT_ITEMS = 6, 512
+
 
 def main() -> None:
     """Parse the command line, deploy, audit, and print what was found; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder for devices and server")
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--unit", choices=["user", "interaction"], default="user")
+    parser.add_argument("--rounds", type=int, help="24; 6 for unit interaction")
     parser.add_argument("--canaries", type=int, default=3, help="devices of the auditor's")
-    parser.add_argument("--epsilon", type=float, default=24.0, help="of all rounds: little noise, that few coins see")
+    parser.add_argument(
+        "--epsilon", type=float, help="of all rounds: 24, little noise, that few coins see; 8 for events"
+    )
     parser.add_argument("--deadline", type=float, default=120.0, help="seconds of a round at most")
-    parser.add_argument("--noise", type=float, default=1.0, help="planted: the server's noise, times this")
+    parser.add_argument("--noise", type=float, default=1.0, help="planted: the server's, or devices', noise times this")
     given = parser.parse_args()
-    canaries = DeployedCanaries.flip(given.rounds, given.canaries, secrets.randbits(63))
-    devices, folder = given.canaries + HONEST, given.folder.resolve()
-    sizes = {"devices": devices, "rounds": given.rounds, "quorum": devices, "keep": max(2, given.rounds)}
     began = time.monotonic()
-    with deployed(folder, epsilon=given.epsilon, deadline=given.deadline, **sizes) as deployment:
-        weaker = {} if given.noise == 1.0 else {"PYTHONPATH": changed(folder, WEAKER.format(factor=given.noise))}
-        code = train(deployment, canaries, weaker)
-        if code:
-            raise RuntimeError(f"the server ended with {code}: see the logs in {folder}")
-        attempts = audit_deployed(deployment.job, canaries)
-        facts = cost(deployment, canaries) | {"seconds": round(time.monotonic() - began, 1)}
+    attempts, facts = with_directions(given) if given.unit == "user" else with_events(given)
+    facts |= {"seconds": round(time.monotonic() - began, 1)}
     broken = [attempt.name for attempt in attempts if attempt.verdict == "broken"]
     for attempt in attempts:
         print(line(attempt))
     print(f"BROKEN: {', '.join(broken)}" if broken else "No claim was broken.")
     print(json.dumps({"broken": broken, **facts, "attempts": [attempt.to_dict() for attempt in attempts]}))
     sys.exit(LEAK if broken else 0)
+
+
+def with_directions(given: argparse.Namespace) -> tuple[list[Attempt], dict[str, Any]]:
+    """Deploy for unit ``user``; return what the auditor found, and what it cost."""
+    rounds = given.rounds or 24
+    canaries = DeployedCanaries.flip(rounds, given.canaries, secrets.randbits(63))
+    devices, folder = given.canaries + HONEST, given.folder.resolve()
+    sizes = {"devices": devices, "rounds": rounds, "quorum": devices, "keep": max(2, rounds)}
+    with deployed(folder, epsilon=given.epsilon or 24.0, deadline=given.deadline, **sizes) as deployment:
+        weaker = {} if given.noise == 1.0 else {"PYTHONPATH": changed(folder, WEAKER.format(factor=given.noise))}
+        finished(train(deployment, canaries, weaker), folder)
+        return audit_deployed(deployment.job, canaries), cost(deployment, canaries)
+
+
+def with_events(given: argparse.Namespace) -> tuple[list[Attempt], dict[str, Any]]:
+    """Deploy for unit ``interaction``; return what the auditor found, and what it cost."""
+    rounds, devices, folder = given.rounds or EVENT_ROUNDS, given.canaries + HONEST, given.folder.resolve()
+    sizes = {"devices": devices, "rounds": rounds, "quorum": devices, "keep": max(2, rounds), "items": EVENT_ITEMS}
+    plan: dict[str, Any] = {"unit": "interaction", "epsilon": given.epsilon or 8.0}
+    with deployed(folder, deadline=given.deadline, **plan, **sizes) as deployment:
+        canaries = EventCanaries.flip(Job.load(deployment.job).task, given.canaries, secrets.randbits(63))
+        for number in range(devices):
+            own = [f"i{item}" for item in canaries.history(number)] if number < given.canaries else None
+            deployment.enrol(number, items=own)
+        weaker = {} if given.noise == 1.0 else {"PYTHONPATH": changed(folder, WEAKER_DEVICE.format(factor=given.noise))}
+        up = deployment.up()
+        deployment.wait(deployment.registered, 300.0)
+        with recorded(deployment, given.canaries) as sent:
+            for number in range(devices):
+                deployment.join(number, **(weaker if number < given.canaries else {}))
+            finished(up.wait(), folder)
+        times = released(deployment)
+        facts = {
+            "canaries": canaries.coins.size,
+            "in": int(canaries.coins.sum()),
+            "updates": [len(updates) for updates in sent],
+            "refused": deployment.status()["refused"],
+            "seconds_a_round": median(round(b - a, 1) for a, b in pairwise(times)),
+        }
+        return audit_events(deployment.job, canaries, sent), facts
+
+
+@contextmanager
+def recorded(deployment: Deployment, devices: int) -> Iterator[list[dict[int, bytes]]]:
+    """Keep what the first ``devices`` send, by round: a device keeps its last answer itself, in its folder."""
+    sent: list[dict[int, bytes]] = [{} for _ in range(devices)]
+    over = threading.Event()
+
+    def look() -> None:
+        for number, updates in enumerate(sent):
+            path = deployment.device(number) / STATE
+            if path.exists():
+                data = unpack(path.read_bytes(), what=str(path))[0][SENT].tobytes()
+                updates[unpack(data, what="an update")[1]["round"]] = data
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            look()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        watcher.join()
+        look()
+
+
+def finished(code: int, folder: Path) -> None:
+    """Raise RuntimeError unless the server ended well."""
+    if code:
+        raise RuntimeError(f"the server ended with {code}: see the logs in {folder}")
 
 
 def train(deployment: Deployment, canaries: DeployedCanaries, weaker: dict[str, str]) -> int:
@@ -109,9 +202,11 @@ def cost(deployment: Deployment, canaries: DeployedCanaries) -> dict[str, Any]:
 def line(attempt: Attempt) -> str:
     """Return one attempt as a line for people."""
     known, mu = attempt.detail, attempt.detail["mu"]
-    said = [f"one round: epsilon >= {attempt.score:.2f} of {attempt.claimed_epsilon:.2f} claimed"]
+    what = "all rounds" if attempt.unit == "interaction" else "one round"
+    said = [f"{what}: epsilon >= {attempt.score:.2f} of {attempt.claimed_epsilon:.2f} claimed"]
     if mu is not None:
         said += [f"mu >= {mu:.2f} of {known['claimed_mu']:.2f}"]
+    if "whole_run" in known:
         said += [f"a device in all rounds: epsilon >= {known['whole_run']:.2f} of {known['whole_run_claimed']:.2f}"]
     return f"{attempt.name}: {attempt.verdict}. {', '.join(said)}. Power: {attempt.power}."
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from fedrecall.cli.app import call
 from fedrecall.client.folder import DeviceFolder
 from fedrecall.privacy.budget import Budget
 from fedrecall.protocol.invitation import Invitation
+from fedrecall.protocol.plan import Unit
 
 ITEMS = 64
 TINY = {
@@ -28,6 +29,14 @@ TINY = {
     "server": {"optimiser": '"sgd"', "learning_rate": 1.0},
 }
 """The smallest model that is still one: what is measured is the way of a round, not its maths."""
+TINY_EVENTS = {
+    "privacy": {"clip_norm": 0.01},
+    "model": TINY["model"],
+    "local": {"negatives": 16, "blocks": 64},
+    "rounds": {"train": '["item."]'},
+    "server": TINY["server"],
+}
+"""The same for unit ``interaction``: a clip that every block's gradient reaches."""
 
 TAMPERED = """
 import sys
@@ -90,6 +99,8 @@ class Deployment:
         epsilon: float | None = 8.0,
         cohort: int | None = None,
         world: World | None = None,
+        unit: Unit = "user",
+        items: int = ITEMS,
         **options: float,
     ) -> None:
         """Make the job.
@@ -102,6 +113,8 @@ class Deployment:
             cohort: how many devices a round asks, in turn; ``None`` for all.
             world: its catalogue and events, for the preset as it is, private start included; ``None`` for the smallest
                 model, made-up events, and rounds alone.
+            unit: of the plan: preset ``user-eps8`` or ``interaction-eps8``.
+            items: of the made-up catalogue.
             options: those of ``server init``, by name.
         """
         self.folder, self.devices, self.rounds = folder, devices, rounds
@@ -111,8 +124,9 @@ class Deployment:
         settings = [f"rounds.count={rounds}", f"privacy.epsilon={epsilon or 'null'}"]
         place: list[str | Path] = ["--catalogue", catalogue]
         if world is None:
-            catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(ITEMS)))
-            settings += [f"{section}.{key}={value}" for section, keys in TINY.items() for key, value in keys.items()]
+            catalogue.write_text("item\n" + "".join(f"i{n}\n" for n in range(items)))
+            tiny: dict[str, dict[str, Any]] = TINY if unit == "user" else TINY_EVENTS
+            settings += [f"{section}.{key}={value}" for section, keys in tiny.items() for key, value in keys.items()]
             settings += ["start.enabled=false"]
         else:
             world.write_catalogue(catalogue)
@@ -122,8 +136,8 @@ class Deployment:
         given = [part for setting in settings for part in ("-c", setting)]
         given += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         place += ["--devices", str(devices), "--address", f"127.0.0.1:{self.port}"]
-        self.facts = fedrecall("server", "init", self.job, *place, "--preset", "user-eps8", *given)
-        self._budget = Budget(epsilon=epsilon and 2 * epsilon, delta=1e-5)
+        self.facts = fedrecall("server", "init", self.job, *place, "--preset", f"{unit}-eps8", *given)
+        self._budget = Budget(epsilon=epsilon and 2 * epsilon, delta=1e-5, unit=unit)
         self.began = time.time()
         self._stack = ExitStack()
 
@@ -131,8 +145,11 @@ class Deployment:
         """Return the folder of a device."""
         return self.folder / "devices" / str(number)
 
-    def enrol(self, number: int, *, invitation: Path | None = None) -> Path:
-        """Make the device ``number``, invited by its own key, or with the ``invitation`` of another."""
+    def enrol(self, number: int, *, invitation: Path | None = None, items: Iterable[str] | None = None) -> Path:
+        """Make the device ``number``, invited by its own key, or with the ``invitation`` of another.
+
+        ``items`` are those that it had, oldest first, instead of the world's or made-up ones.
+        """
         place = self.device(number)
         key = fedrecall("device", "init", place)["public_key"]
         if invitation is None:
@@ -140,8 +157,8 @@ class Deployment:
             fedrecall("server", "invite", self.job, "--public-key", key, "--out", invitation)
         DeviceFolder.enrol(place, Invitation.load(invitation), self._budget)
         events = self.folder / f"events-{number}.csv"
-        if self._world is None:
-            events.write_text("item\n" + "".join(f"{item}\n" for item in events_of(number)))
+        if self._world is None or items is not None:
+            events.write_text("item\n" + "".join(f"{item}\n" for item in items or events_of(number)))
         else:
             self._world.write_events(events, number)
         fedrecall("device", "ingest", place, events)

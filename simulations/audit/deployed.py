@@ -162,9 +162,44 @@ def verdicts(
     ``present`` and ``absent`` are projections, in clips, of sums on canaries that were in and that were out. A sound
     server raises any alarm with a probability of at most ``FAMILY``. Raises ScoreError with fewer than two a side.
     """
+    mechanism = plan.mechanism(ROUNDS)
+    claimed_mu, whole = 1 / mechanism.sum_noise_multiplier, math.sqrt(mechanism.steps)
+    attempts = judged(
+        plan,
+        present,
+        absent,
+        claimed_mu=claimed_mu,
+        adversary="released-model",
+        what="Devices of the auditor's answered rounds by fair coins with a contribution of the largest size "
+        "that is allowed, and the sums that releases give away were compared with it. Score: a lower bound of "
+        "the epsilon of one round.",
+    )
+    for attempt in attempts:
+        mu = attempt.detail["mu"]
+        if mu is not None:
+            # A device that is in every round: its mu is larger by the root of their number.
+            attempt.detail["whole_run"] = gaussian_epsilon(mu * whole, plan.delta)
+            attempt.detail["whole_run_claimed"] = gaussian_epsilon(claimed_mu * whole, plan.delta)
+    return attempts
+
+
+def judged(
+    plan: Plan,
+    present: Float64[np.ndarray, " trials"],
+    absent: Float64[np.ndarray, " trials"],
+    *,
+    claimed_mu: float,
+    adversary: str,
+    what: str,
+    reach: float = 1.0,
+) -> list[Attempt]:
+    """Return an attempt for each bound on scores that are 1 higher where a canary is in, against ``claimed_mu``.
+
+    A sound deployment raises any alarm with a probability of at most ``FAMILY``; ``reach`` is the share of the largest
+    contribution that canaries make, which their power is told by. Raises as ``verdicts``.
+    """
     mechanism, began = plan.mechanism(ROUNDS), time.perf_counter()
-    claimed_mu = 1 / mechanism.sum_noise_multiplier
-    claimed, whole = gaussian_epsilon(claimed_mu, plan.delta), math.sqrt(mechanism.steps)
+    claimed = gaussian_epsilon(claimed_mu, plan.delta)
     ideal = np.ones(len(present)), np.zeros(len(absent))
     attempts = []
     for name, bound in _BOUNDS.items():
@@ -175,21 +210,15 @@ def verdicts(
         verdict: Verdict = "broken" if decided.epsilon > claimed else "held" if most > claimed else "shows"
         seen = f"an epsilon of {most:.2f} at most, were there no noise at all; the claim is {claimed:.2f}"
         if bound is _BOUNDS["white box"]:
-            seen = power(len(present), len(absent), 1, claimed_mu, plan.delta, _LEVEL)
+            seen = power(len(present), len(absent), 1, claimed_mu, plan.delta, _LEVEL, reach)
         detail = {"mu": shown.mu, "claimed_mu": claimed_mu, "epsilon_at_level": decided.epsilon, "level": _LEVEL}
         detail |= {"mean_in": float(present.mean()), "mean_out": float(absent.mean())}
-        if shown.mu is not None:
-            # A device that is in every round: its mu is larger by the root of their number.
-            detail["whole_run"] = gaussian_epsilon(shown.mu * whole, plan.delta)
-            detail["whole_run_claimed"] = gaussian_epsilon(claimed_mu * whole, plan.delta)
         attempts.append(
             Attempt(
                 name=f"deployed: {name}",
-                adversary="released-model",
+                adversary=adversary,
                 unit=plan.unit,
-                what="Devices of the auditor's answered rounds by fair coins with a contribution of the largest size "
-                "that is allowed, and the sums that releases give away were compared with it. Score: a lower bound of "
-                "the epsilon of one round.",
+                what=what,
                 **scored(shown, claimed),
                 power=seen,
                 verdict=verdict,

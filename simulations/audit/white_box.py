@@ -96,10 +96,15 @@ def scored(shown: AuditResult, claimed: float | None) -> dict[str, Any]:
     }
 
 
-def power(present: int, absent: int, releases: int, claimed_mu: float, delta: float, level: float) -> str:
-    """Say how large a leak would be seen with probability one half: where the statistic's mean meets the level."""
+def power(
+    present: int, absent: int, releases: int, claimed_mu: float, delta: float, level: float, reach: float = 1.0
+) -> str:
+    """Say how large a leak would be seen with probability one half: where the statistic's mean meets the level.
+
+    Canaries that make a share ``reach`` of the largest contribution see a leak that is as many times larger.
+    """
     slack = float(norm.isf(level)) * math.sqrt(1 / present + 1 / absent) * math.sqrt(releases)
-    seen = gaussian_epsilon(claimed_mu + slack, delta)
+    seen = gaussian_epsilon((claimed_mu + slack) / reach, delta)
     return (
         f"an epsilon of {seen:.2f} or more, every second time; the claim is {gaussian_epsilon(claimed_mu, delta):.2f}"
     )

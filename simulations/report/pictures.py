@@ -60,6 +60,15 @@ class Line:
     steps: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -188,6 +197,54 @@ def bar_chart(values: Mapping[str, float], *, key: str, alt: str, highlight: str
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         _horizontal(axes)
+        return _svg(figure, key, alt)
+
+
+def interval_chart(
+    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]], *, key: str, alt: str, x_label: str, chance: float
+) -> Markup:
+    """Draw a panel each, side by side: a row a name, in it a dot with its interval for each series, and chance.
+
+    Args:
+        panels: by title, rows by name, intervals by series; a row that a panel lacks is empty there.
+        key: keeps the SVG's ids apart from others'.
+        alt: what the picture says, for those who cannot see it.
+        x_label: what is drawn.
+        chance: where a thin line stands.
+    """
+    with rc_context(_STYLE):
+        names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+        series = list(dict.fromkeys(label for rows in panels.values() for row in rows.values() for label in row))
+        figure = Figure(figsize=(10.2, 1.2 + 0.27 * len(names)), layout="constrained")
+        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
+            axes.axvline(chance, color=_MUTED, linewidth=0.9)
+            for i, label in enumerate(series):
+                own = [(y, rows[name][label]) for y, name in enumerate(names) if label in rows.get(name, {})]
+                axes.errorbar(
+                    [one.value for _, one in own],
+                    [y + 0.26 * (i - (len(series) - 1) / 2) for y, _ in own],
+                    # A bootstrap's interval may leave its own figure out by a hair.
+                    xerr=[
+                        [max(0.0, one.value - one.low) for _, one in own],
+                        [max(0.0, one.high - one.value) for _, one in own],
+                    ],
+                    color=_SERIES[i % len(_SERIES)],
+                    fmt="osD^"[i % 4],
+                    markersize=3,
+                    linewidth=1.2,
+                    label=label,
+                )
+            axes.set_title(title, color=_INK, size=10)
+            axes.set_xlabel(x_label)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+        drawn[0].set_yticks(range(len(names)), names)
+        for label in drawn[0].get_yticklabels():
+            label.set_color(_INK)
+            label.set_fontsize(8)
+        handles, labels = drawn[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         return _svg(figure, key, alt)
 
 

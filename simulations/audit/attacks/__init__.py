@@ -6,6 +6,7 @@ from functools import partial
 
 from fedrecall.protocol.errors import FedrecallError
 from fedrecall.protocol.records import Arrays
+from fedrecall.server.rounds import ROUNDS
 from fedrecall.simulations.audit.attacks.observed import variants
 from fedrecall.simulations.audit.attacks.on_attributes import ATTRIBUTE, attack_attributes, attack_queries
 from fedrecall.simulations.audit.attacks.on_lists import LISTS, attack_lists
@@ -13,19 +14,29 @@ from fedrecall.simulations.audit.attacks.on_models import DEVICES, attack_model
 from fedrecall.simulations.audit.attacks.on_timing import LENGTH, attack_timing
 from fedrecall.simulations.audit.attacks.on_training import attack_training
 from fedrecall.simulations.audit.attacks.on_updates import MEMBERSHIP, RECONSTRUCTION, attack_updates
+from fedrecall.simulations.audit.attacks.promotion import DEFENCES
 from fedrecall.simulations.audit.attacks.scores import not_tested
 from fedrecall.simulations.audit.attacks.settings import Setting, settings_of
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.wiring import load_data
 from fedrecall.simulations.world import Progress, World, in_process
 
-__all__ = ["SHARES", "Step", "attack_steps", "in_time"]
+__all__ = ["MODELS", "SHARES", "Step", "attack_steps", "in_time"]
 
-SHARES = {"updates": 0.25, "attributes": 0.15, "lists and times": 0.05, "models": 0.25, "training": 0.3}
+SHARES = {
+    "updates": 0.25,
+    "attributes": 0.15,
+    "lists and times": 0.05,
+    "models": 0.2,
+    "models by defence": 0.1,
+    "training": 0.25,
+}
 """Of the time, by kind of attack; what one leaves over, or takes more, goes to the next."""
 
+MODELS = 32
+"""Shadow models of a membership attack."""
+
 _UPDATES = 200
-_MODELS = 32
 _DEVICES = 1000
 _TIMED = 120
 
@@ -35,7 +46,9 @@ Left = Callable[[], float]
 Step = Callable[[], list[Attempt]]
 
 
-def attack_steps(world: World, arrays: Arrays, seed: int, budget_s: float, progress: Progress) -> dict[str, Step]:
+def attack_steps(
+    world: World, arrays: Arrays, seed: int, budget_s: float, progress: Progress, *, models: int = MODELS
+) -> dict[str, Step]:
     """Return the attacks by kind, to be made in this order: as each adversary, and as if each defence were missing.
 
     What the run's own arrays give away is attacked first, then what they would if the item table were trained too.
@@ -47,6 +60,7 @@ def attack_steps(world: World, arrays: Arrays, seed: int, budget_s: float, progr
         seed: of coins, noise and draws; the run's noise is never drawn again.
         budget_s: seconds; attacks that have begun are finished, so that it may take a little longer.
         progress: told of every step.
+        models: shadow models of each membership attack, at most; fewer where the time is over.
     """
     world = in_process(world)  # of what attacks train, shadow models and poisoned ones, the weights alone matter
     settings, worlds = settings_of(world), variants(world)
@@ -54,7 +68,8 @@ def attack_steps(world: World, arrays: Arrays, seed: int, budget_s: float, progr
         "updates": lambda left: _updates(settings, arrays, seed, left, progress),
         "attributes": lambda left: _attributes(world, arrays, settings, seed, left, progress),
         "lists and times": lambda left: _lists_and_times(world, arrays, seed, left, progress),
-        "models": lambda left: _models(worlds, seed, left, progress),
+        "models": lambda left: _models(worlds, models, seed, left, progress),
+        "models by defence": lambda left: _defended_models(worlds, models, seed, left, progress),
         "training": lambda left: _training(worlds, seed, left, progress),
     }
     return in_time(kinds, budget_s)
@@ -86,13 +101,34 @@ def _updates(
     progress("attacks on updates", len(settings), len(settings))
 
 
-def _models(worlds: Mapping[str, World], seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:
+def _models(worlds: Mapping[str, World], models: int, seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:
     for number, (prefix, own) in enumerate(worlds.items()):
         seconds = left() / (len(worlds) - number)
         if seconds > 0:
-            yield from attack_model(own, prefix, models=_MODELS, seconds=seconds, seed=seed, progress=progress)
+            yield from attack_model(own, prefix, models=models, seconds=seconds, seed=seed, progress=progress)
         else:
             yield not_tested(f"{DEVICES}: {prefix}all", "released-model", "user", "the time given was over")
+
+
+def _defended_models(
+    worlds: Mapping[str, World], models: int, seed: int, left: Left, progress: Progress
+) -> Iterator[Attempt]:
+    """Yield membership where another defence takes the place of the plan's noise; of the run's own arrays alone."""
+    prefix, world = next(iter(worlds.items()))
+    if world.plan.unit != "user" or not world.plan.mechanism(ROUNDS).noise_multiplier:
+        why = "other defences are tried in the place of a plan's noise, for unit user"
+        yield not_tested(f"{DEVICES}: {prefix}other defences", "released-model", world.plan.unit, why)
+        return
+    others = [defence for defence in DEFENCES if defence != "plan"]
+    for number, defence in enumerate(others):
+        seconds = left() / (len(others) - number)
+        if seconds > 0:
+            yield from attack_model(
+                world, prefix, models=models, seconds=seconds, seed=seed, progress=progress, defence=defence
+            )
+        else:
+            name = f"{DEVICES}: {prefix}{defence}"
+            yield not_tested(name, "released-model", "user", "the time given was over")
 
 
 def _training(worlds: Mapping[str, World], seed: int, left: Left, progress: Progress) -> Iterator[Attempt]:

@@ -21,6 +21,7 @@ from fedrecall.privacy.noise import SeededNoise
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import Arrays
 from fedrecall.server.rounds import ROUNDS
+from fedrecall.simulations.audit.attacks.robust import Robust, aggregate_all
 from fedrecall.simulations.config import parse_config
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.world import World, trained_names
@@ -99,6 +100,7 @@ def observe(
     round: int,
     clipped: bool,
     noise: SeededNoise | None = None,
+    robust: Robust | None = None,
 ) -> View:
     """Return the sum over ``devices`` of what they contribute in ``round`` at the model ``arrays``.
 
@@ -110,10 +112,16 @@ def observe(
         round: decides negatives and windows.
         clipped: whether the plan's clip holds (the norm bound); ``False`` is no defence at all.
         noise: adds the plan's noise: once to a central sum, for each device where trust is local; ``None`` for none.
+        robust: takes this of the updates, times their number, instead of their sum.
     """
     mechanism = world.plan.mechanism(ROUNDS)
     bound = mechanism.clip_norm or world.config.privacy.clip_norm
-    sums: Mapping[str, np.ndarray] = cohort.collect(round, arrays, devices, clip_norm=bound if clipped else None).arrays
+    clip_norm = bound if clipped else None
+    if robust is None:
+        sums: Mapping[str, np.ndarray] = cohort.collect(round, arrays, devices, clip_norm=clip_norm).arrays
+    else:
+        single = (cohort.collect(round, arrays, devices[i : i + 1], clip_norm=clip_norm) for i in range(len(devices)))
+        sums = aggregate_all((update.arrays for update in single), robust)
     if noise is not None:
         times = math.sqrt(len(devices)) if world.plan.trust == "local" else 1.0
         sums = gaussian_sum(sums, _of_the_sum(mechanism, times), noise)

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.simulations.audit.attacks.device_membership import TARGETS, attack_devices, device_bound
+from fedrecall.simulations.audit.attacks.promotion import Defence, defended, train_under
 from fedrecall.simulations.audit.attacks.scores import CONFIDENCE, Claim, auc, auc_interval, held_against, power, tpr_at
 from fedrecall.simulations.audit.attacks.settings import claimed
 from fedrecall.simulations.audit.attacks.shadow_models import train_shadows
@@ -19,7 +20,14 @@ _DEVICES = 2000
 
 
 def attack_model(
-    world: World, prefix: str, *, models: int, seconds: float, seed: int, progress: Progress
+    world: World,
+    prefix: str,
+    *,
+    models: int,
+    seconds: float,
+    seed: int,
+    progress: Progress,
+    defence: Defence = "plan",
 ) -> Iterator[Attempt]:
     """Yield LiRA, then RMIA, on models that the run's training makes of random halves of the devices.
 
@@ -30,13 +38,16 @@ def attack_model(
         seconds: for training; at least 4 models are trained whatever it takes.
         seed: of coins.
         progress: told of each model.
+        defence: under which they are trained, instead of the plan.
     """
     began = time.perf_counter()
     rng = public_rng(seed, "attack on models")
     usable = np.flatnonzero(world.store.counts() >= 2)
     devices = np.sort(rng.permutation(usable)[:_DEVICES]).astype(np.int64)
-    shadows = train_shadows(world, devices, models=models, seconds=seconds, rng=rng, progress=progress)
-    plan = world.plan
+    release = None if defence == "plan" else lambda own: train_under(own, defence)
+    shadows = train_shadows(world, devices, models=models, seconds=seconds, rng=rng, progress=progress, release=release)
+    plan = defended(world, defence).plan
+    prefix += "" if defence == "plan" else f"{defence}, "
     epsilon = claimed(plan, "released-model") if plan.unit == "user" else None
     claim = Claim(epsilon=epsilon, delta=plan.delta, relation="add_remove")
     for name, guesses in attack_devices(shadows).items():

@@ -141,7 +141,7 @@ def _seen(setting: Setting) -> str:
     if setting.size == 1:
         words = "one device's update"
     elif setting.size:
-        words = f"the sum of {setting.size} devices' updates"
+        words = f"the {setting.robust or 'sum'} of {setting.size} devices' updates"
     else:
         words = "the sum over the cohort"
     words += (", clipped" if setting.clipped else "") + (" and noised" if setting.noised else "")

@@ -27,7 +27,7 @@ from fedrecall.server.rounds import ROUNDS, Environment, run_rounds, start_state
 from fedrecall.server.sampling import Sampler
 from fedrecall.simulations.audit.attacks.fakes import Staged, Strategy
 from fedrecall.simulations.audit.attacks.observed import holds
-from fedrecall.simulations.audit.attacks.robust import Robust, aggregate
+from fedrecall.simulations.audit.attacks.robust import Robust, aggregate_all
 from fedrecall.simulations.plan import plan_for
 from fedrecall.simulations.recaller import item_vectors
 from fedrecall.simulations.training import noise_key, server_noise, start_arrays
@@ -132,6 +132,12 @@ def train_poisoned(staged: Staged, strategy: Strategy, defence: Defence, start: 
         ).released()
 
 
+def train_under(world: World, defence: Defence) -> dict[str, np.ndarray]:
+    """Return the model that ``world`` releases under another defence than its plan, with nobody malicious in it."""
+    honest = Staged(world=world, fakes=0, target=0)
+    return train_poisoned(honest, "random", defence, started(honest, defence))
+
+
 def hold_out(store: EventStore) -> tuple[EventStore, Int32[np.ndarray, " devices"]]:
     """Return the store without each device's last event, and that event's item; -1 for a device with fewer than 2."""
     held = np.full(store.n_users, -1, dtype=np.int32)
@@ -221,7 +227,4 @@ def _robust(
             updates.append(_scaled(cohort, staged, round, arrays, device))
         else:
             updates.append(cohort.collect(round, arrays, np.array([device]), clip_norm=None).arrays)
-    return {
-        name: aggregate(np.stack([u[name].astype(np.float32) for u in updates]), how).astype(np.float64) * len(users)
-        for name in updates[0]
-    }
+    return {name: array * (len(users) / len(updates)) for name, array in aggregate_all(updates, how).items()}

@@ -23,6 +23,7 @@ from fedrecall.simulations.audit.attacks.observed import (
     variants,
     what_if,
 )
+from fedrecall.simulations.audit.attacks.robust import ROBUST, Robust
 from fedrecall.simulations.audit.attacks.scores import Claim
 from fedrecall.simulations.world import World, cohort_of
 
@@ -45,6 +46,7 @@ class Setting:
         noised: whether the plan's noise is added.
         adversary: who sees it.
         unit: of the world's plan.
+        robust: what is taken of the updates instead of their sum, if anything.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Setting:
     noised: bool
     adversary: Adversary
     unit: str
+    robust: Robust | None = None
 
     @property
     def rounds(self) -> int:
@@ -81,6 +84,7 @@ def _of(prefix: str, world: World) -> list[Setting]:
         _setting(f"{prefix}norm bound", world, 1, True, False, "server"),
         _setting(f"{prefix}sum of 20", world, 20, True, False, "server"),
         _setting(f"{prefix}sum of 100", world, 100, True, False, "server"),
+        *(replace(_setting(f"{prefix}{how} of 100", world, 100, False, False, "server"), robust=how) for how in ROBUST),
     ]
     if not _private(world.plan):
         return found
@@ -141,6 +145,7 @@ def views_of(
             round=round,
             clipped=setting.clipped,
             noise=SeededNoise(seed, "audit", setting.name, round, view) if setting.noised else None,
+            robust=setting.robust,
         )
         for view, devices in enumerate(members)
     ]

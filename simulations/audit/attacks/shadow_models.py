@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fedrecall.protocol.records import Arrays
 from fedrecall.simulations.recaller import item_vectors
 from fedrecall.simulations.training import train
 from fedrecall.simulations.world import Progress, World
+
+Release = Callable[[World], Arrays]
 
 _AT_ONCE = 64
 
@@ -41,11 +44,13 @@ def train_shadows(
     seconds: float,
     rng: np.random.Generator,
     progress: Progress,
+    release: Release | None = None,
 ) -> Shadows:
     """Train up to ``models`` models, as many as ``seconds`` allow and at least 4, and measure ``devices`` on each.
 
     A device that is out stays enrolled and has no events: its contributions are zero, so that in and out are the
-    neighbours that add or remove a device. Every model has its own seed, hence its own noise.
+    neighbours that add or remove a device. Every model has its own seed, hence its own noise. ``release`` makes the
+    model of a world; ``None`` is the run's own training.
     """
     began = time.perf_counter()
     signals, included = [], []
@@ -60,13 +65,18 @@ def train_shadows(
         seed = derive_seed(world.config.seed, "shadow model", model) % 2**63
         config = world.config.model_copy(update={"seed": seed})
         own = replace(world, config=config, store=world.store.select(kept[world.store.users()]))
-        with tempfile.TemporaryDirectory() as folder:
-            arrays = train(own, Path(folder), resume=False, validate=None, progress=lambda *_: None).arrays
+        arrays = (release or trained)(own)
         found = signal(world, arrays, devices)
         signals.append(found - found.mean())
         included.append(kept[devices])
     progress("shadow models", len(signals), len(signals))
     return Shadows(signals=np.stack(signals), included=np.stack(included))
+
+
+def trained(world: World) -> Arrays:
+    """Return the model that the run's own training of ``world`` releases."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(world, Path(folder), resume=False, validate=None, progress=lambda *_: None).arrays
 
 
 def signal(world: World, arrays: Arrays, devices: Int64[np.ndarray, " devices"]) -> Float64[np.ndarray, " devices"]:

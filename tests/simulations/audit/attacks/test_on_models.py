@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from fedrecall.simulations.audit.attacks import shadow_models
 from fedrecall.simulations.audit.attacks.device_membership import attack_devices, device_bound
 from fedrecall.simulations.audit.attacks.on_models import attack_model
+from fedrecall.simulations.audit.attacks.promotion import defended, train_under
 from fedrecall.simulations.audit.attacks.scores import Claim, Guesses, auc
 from fedrecall.simulations.audit.attacks.shadow_models import Shadows, signal, train_shadows
 from fedrecall.simulations.recaller import item_vectors
@@ -97,6 +99,30 @@ def test_models_that_memorise_give_devices_away_and_private_ones_do_not(world_of
         assert private.verdict == "held"
         assert private.claimed_epsilon == pytest.approx(1.0, abs=0.01)
         assert private.detail["models"] == 8
+
+
+def test_membership_is_attacked_under_other_defences_than_the_plan(world_of):
+    """A model of each defence, and of a plan that hides nothing: without noise nothing is claimed."""
+    world = world_of("rounds.count=2", devices=120)
+    signals = {}
+    for defence in ("none", "norm bound", "median", "trimmed mean"):
+        rows = list(attack_model(world, "", models=4, seconds=60, seed=1, progress=lambda *_: None, defence=defence))
+        assert [row.name for row in rows] == [f"device membership: {defence}, {name}" for name in ("LiRA", "RMIA")]
+        assert {(row.verdict, row.claimed_epsilon, row.detail["models"]) for row in rows} == {("shows", None, 4)}
+        signals[defence] = train_under(world, defence)
+    names = sorted(signals["none"])
+    assert all(np.isfinite(signals[defence][name]).all() for defence in signals for name in names)
+    # Each is another aggregate of the same updates.
+    changed = [np.concatenate([signals[defence][name].ravel() for name in names]) for defence in signals]
+    assert min(np.abs(a - b).max() for i, a in enumerate(changed) for b in changed[:i]) > 1e-6
+
+
+def test_the_model_without_a_defence_is_that_of_a_run_without_privacy(world_of):
+    """Oracle: the training of ``fedrecall run`` on the plan without noise and clip."""
+    world = world_of("rounds.count=3", devices=120)
+    again = shadow_models.trained(defended(world, "none"))
+    for name, array in train_under(world, "none").items():
+        np.testing.assert_allclose(array, again[name], atol=1e-6)
 
 
 def test_shadow_models_are_of_fair_halves_and_stop_in_time(world_of, rng):

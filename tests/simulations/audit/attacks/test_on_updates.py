@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import trim_mean
 
 from fedrecall.models.recall import ITEM_ID
 from fedrecall.privacy.noise import SeededNoise
@@ -144,6 +145,22 @@ def test_what_is_seen_is_what_a_run_makes(world, arrays):
     assert spread == pytest.approx(sigma * np.sqrt(5), rel=0.05)
 
 
+@pytest.mark.parametrize("how", ["median", "trimmed mean"])
+def test_a_robust_view_is_that_mean_of_the_updates_times_their_number(world, arrays, how):
+    cohort, devices = cohort_of(world), np.arange(30)
+    seen = [observe(world, cohort, arrays, devices[d : d + 1], round=1, clipped=False) for d in devices]
+    robust = observe(world, cohort, arrays, devices, round=1, clipped=False, robust=how)
+    for name, array in robust.arrays.items():
+        updates = np.stack([view.arrays[name] for view in seen])
+        expected = np.median(updates, axis=0) if how == "median" else trim_mean(updates, 0.1, axis=0)
+        np.testing.assert_allclose(array, 30 * expected, atol=1e-5)
+    settings = [setting for setting in settings_of(world) if setting.robust == how]
+    assert [(s.name.removeprefix("item table trained, "), s.clipped, s.noised) for s in settings] == [
+        (f"{how} of 100", False, False)
+    ] * len(settings)
+    assert settings
+
+
 def test_the_run_is_attacked_as_it_trains_and_as_if_it_trained_the_table(world_of):
     preset = world_of("rounds.train=['transformer.recency.']")
     worlds = variants(preset)
@@ -152,7 +169,7 @@ def test_the_run_is_attacked_as_it_trains_and_as_if_it_trained_the_table(world_o
     assert "item." in worlds["item table trained, "].config.rounds.train
     assert worlds["item table trained, "].plan.mechanism("rounds") == preset.plan.mechanism("rounds")
     names = [setting.name for setting in settings_of(preset)]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 15
 
 
 def test_histories_are_cut_to_the_latest_window(world):

@@ -53,10 +53,10 @@ def test_what_one_kind_leaves_over_the_next_may_use_and_what_it_takes_more_is_mi
 
         return attack
 
-    takes = dict(zip(SHARES, (0.0, 0.4, 0.0, 0.0, 0.0), strict=True))
+    takes = dict(zip(SHARES, (0.0, 0.4, 0.0, 0.0, 0.0, 0.0), strict=True))
     for step in in_time({name: kind(name, seconds) for name, seconds in takes.items()}, 1.0).values():
         step()
     assert sum(SHARES.values()) == pytest.approx(1)
-    expected = np.cumsum(list(SHARES.values())) - [0, 0, 0.4, 0.4, 0.4]
+    expected = np.cumsum(list(SHARES.values())) - [0, 0, 0.4, 0.4, 0.4, 0.4]
     assert list(told.values()) == pytest.approx(expected.tolist(), abs=0.2)
     assert told["lists and times"] < told["attributes"]
