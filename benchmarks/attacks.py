@@ -5,11 +5,7 @@
 FOLDER holds a folder for each data set. Every attack is made whole, whatever it takes: nothing here is cut by a clock.
 Rounds are few: attacks on updates need no more; the open run is cut to 200 rounds. Each kind of attack on each run is
 kept in OUT as JSON once it is made, so that an interrupted benchmark goes on where it stopped; settings that differ
-make it again. OUT/attacks.md has the tables, OUT/attacks.svg the picture.
-
-A cell is the AUC with its 95 % interval and the hits at 1 % and at 0.1 % false alarms, where there are enough negatives
-to say; the empirical epsilon, where it is above 0; for promotion, the share of devices that see the item before and
-after, and recall@10; for sizes, how many there are beyond the first.
+make it again. OUT/attacks.md is the page docs/attacks.md, OUT/attacks.svg its picture.
 """
 
 import argparse
@@ -25,6 +21,7 @@ from typing import Any
 
 from fedrecall.protocol.files import write_atomic, write_json_atomic
 from fedrecall.simulations.audit.attacks import SHARES, attack_steps
+from fedrecall.simulations.audit.attacks.observed import TABLE
 from fedrecall.simulations.audit.attempt import Attempt
 from fedrecall.simulations.config import RunConfig, load_config
 from fedrecall.simulations.report.pictures import Interval, interval_chart, standalone
@@ -50,6 +47,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=["ml-100k", "ml-1m"])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--kinds", nargs="+", default=list(SHARES), choices=list(SHARES))
     parser.add_argument("--models", type=int, default=16, help="shadow models of each membership attack")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +56,7 @@ def main() -> None:
     parts = [[kind] for kind in TRAINS_ITSELF if kind in given.kinds]
     parts.append([kind for kind in given.kinds if kind not in TRAINS_ITSELF])
     sized = sorted(given.datasets, key=lambda d: -sum(f.stat().st_size for f in (given.data_path / d).glob("*")))
-    tasks = [(dataset, label, kinds) for dataset in sized for kinds in parts for label in RUNS if kinds]
+    tasks = [(dataset, label, kinds) for dataset in sized for kinds in parts for label in given.runs if kinds]
     began, failed = time.monotonic(), 0
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         running: dict[Future[None], str] = {
@@ -71,8 +69,11 @@ def main() -> None:
             failed += error is not None
             what = f"{running[future]}{f' FAILED: {error!r}' if error else ''}"
             print(f"{done} of {len(tasks)} after {duration(round(time.monotonic() - began))}: {what}", file=sys.stderr)
-    found = {dataset: kept(given.out, dataset, given.kinds) for dataset in given.datasets}
-    text = "\n".join(table(dataset, runs) for dataset, runs in found.items())
+    found = {dataset: kept(given.out, dataset, given.runs, given.kinds) for dataset in given.datasets}
+    spent = sum(
+        load(given.out, d, run, kind).get("seconds", 0.0) for d in found for run in RUNS for kind in given.kinds
+    )
+    text = page(found, spent, given.models, given.seed)
     write_atomic(given.out / "attacks.md", text.encode())
     write_atomic(given.out / "attacks.svg", picture(found).encode())
     print(text)
@@ -119,12 +120,12 @@ def load(out: Path, dataset: str, label: str, kind: str) -> dict[str, Any]:
     return found
 
 
-def kept(out: Path, dataset: str, kinds: Sequence[str]) -> Found:
+def kept(out: Path, dataset: str, runs: Sequence[str], kinds: Sequence[str]) -> Found:
     return {
         label: {
             row["name"]: Attempt(**row) for kind in kinds for row in load(out, dataset, label, kind).get("attempts", [])
         }
-        for label in RUNS
+        for label in runs
     }
 
 
@@ -132,13 +133,87 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def table(dataset: str, found: Mapping[str, Mapping[str, Attempt]]) -> str:
-    names = list(dict.fromkeys(name for rows in found.values() for name in rows))
-    first = {name: next(rows[name] for rows in found.values() if name in rows) for name in names}
+PAGE = """# What attacks find
+
+![{alt}](images/attacks.svg)
+
+Made by `python benchmarks/attacks.py OUT --data-path FOLDER` with seed {seed} and {models} shadow models, {spent} of
+one core in all. `open` is the preset without privacy, cut to 200 rounds of 64 devices; `epsilon 8` and `epsilon 2` are
+`user-eps8` and `user-eps2`. What it means is in [audits](audit.md#what-attacks-find).
+
+`Item table trained` is the same run as if it trained the table too, as most federated recommenders do: `open` does.
+Rows say which defence holds: `raw update`, `none`: none; `norm bound`: the clip alone; `sum`, `median` and `trimmed
+mean` of so many updates, without noise; `plan`: clip and noise, in the sum over the cohort; `noise on each device`: a
+plan of unit `interaction` and the same epsilon. `If one left` is about what never leaves a device.
+
+## By adversary
+
+AUC (0.5 is chance), then the hits at 1 % false alarms.
+
+{short}
+## With intervals
+
+AUC with its 95 % interval; hits at 1 % and at 0.1 % false alarms, where there are enough negatives to say; the
+empirical epsilon, where it is above 0. Of sizes, counted are those beyond the first.
+
+{tables}
+## Promotion
+
+Five rounds; one device in a hundred is malicious, and wants an item that nobody sees to be shown to everybody. `random`
+and `popular` are made-up histories, of random or of popular items, in which the item follows every other event, sent
+through honest code; `scaled` makes up the same in the start and then sends updates as long as it takes to be the mean.
+A cell is the share of lists of 10 and of 50 that show it before and after, and what becomes of everybody's recall@10.
+
+{promotions}"""
+ALT = "How well each attack tells what it wants to know, with and without each defence; 0.5 is chance"
+
+
+def page(found: Mapping[str, Found], spent: float, models: int, seed: int) -> str:
+    return PAGE.format(
+        alt=ALT,
+        seed=seed,
+        models=models,
+        spent=duration(round(spent)),
+        short=short(found),
+        tables="\n".join(table(dataset, runs, promotion=False) for dataset, runs in found.items()),
+        promotions="\n".join(table(dataset, runs, promotion=True) for dataset, runs in found.items()),
+    )
+
+
+def short(found: Mapping[str, Found]) -> str:
+    columns = {f"{dataset}, {label}": rows for dataset, runs in found.items() for label, rows in runs.items()}
+    lines = [f"| adversary | attack | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for name, adversary in named(columns, promotion=False).items():
+        cells = [brief(rows.get(name)) for rows in columns.values()]
+        lines.append(f"| {adversary} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def named(columns: Mapping[str, Mapping[str, Attempt]], *, promotion: bool) -> dict[str, str]:
+    """Return the adversary of each attack's name, by adversary."""
+    rows = {row.name: row for rows in columns.values() for row in rows.values()}
+    wanted = [name for name in rows if name.startswith("promotion") == promotion]
+
+    def order(name: str) -> tuple[str, str, bool]:
+        return rows[name].adversary, name.split(":")[0], TABLE in name
+
+    return {name: rows[name].adversary for name in sorted(wanted, key=order)}
+
+
+def brief(row: Attempt | None) -> str:
+    if row is None:
+        return "-"
+    if row.score is None:
+        return "not tested"
+    hits = row.detail.get("tpr@1%")
+    return (f"{row.score:.3f}" if row.metric == "auc" else f"{row.score:g}") + (f", {hits:.1%}" if hits else "")
+
+
+def table(dataset: str, found: Found, *, promotion: bool) -> str:
     lines = [f"| adversary | {dataset}: attack | {' | '.join(found)} |", "|---" * (2 + len(found)) + "|"]
-    for name in sorted(names, key=lambda n: (first[n].adversary, names.index(n))):
+    for name, adversary in named(found, promotion=promotion).items():
         cells = [cell(rows.get(name)) for rows in found.values()]
-        lines.append(f"| {first[name].adversary} | {name} | {' | '.join(cells)} |")
+        lines.append(f"| {adversary} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -167,12 +242,11 @@ def picture(found: Mapping[str, Found]) -> str:
                 for label, rows in runs.items()
                 if (row := rows.get(name)) and row.score is not None and row.low is not None and row.high is not None
             }
-            for name in sorted({n for rows in runs.values() for n, r in rows.items() if r.metric == "auc"})
+            for name in sorted({n for rows in runs.values() for n, r in rows.items() if r.metric == "auc" and r.trials})
         }
         for dataset, runs in found.items()
     }
-    alt = "How well each attack tells what it wants to know, with and without each defence; 0.5 is chance"
-    chart = interval_chart(panels, key="attacks", alt=alt, x_label="AUC (0.5 is chance)", chance=0.5)
+    chart = interval_chart(panels, key="attacks", alt=ALT, x_label="AUC (0.5 is chance)", chance=0.5)
     return standalone(chart, "Attacks on federated recommendation")
 
 

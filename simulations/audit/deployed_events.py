@@ -131,13 +131,23 @@ def scores_of(
         changes.append(each)
     if not rest:
         raise UsageError(f"device {device} of the auditor's sent nothing: let it take part")
-    known = np.concatenate(changes, axis=1)
+    directions, shift = decorrelated(np.concatenate(changes, axis=1))
+    return np.asarray(canaries.coins[device] + directions @ np.concatenate(rest) / shift), shift
+
+
+def decorrelated(
+    known: Float64[np.ndarray, "blocks coordinates"],
+) -> tuple[Float64[np.ndarray, "blocks coordinates"], Float64[np.ndarray, " blocks"]]:
+    """Return orthonormal directions, the closest to the rows that there are, and the length of each row along its own.
+
+    Raises:
+        UsageError: the rows are not independent.
+    """
     left, sizes, right = np.linalg.svd(known, full_matrices=False)
     if len(sizes) < len(known) or sizes[-1] < 1e-6 * sizes[0]:
         raise UsageError("some canary changes nothing of its own in an update: train more numbers, or use fewer blocks")
     directions = left @ right
-    shift = np.einsum("bc,bc->b", directions, known)
-    return np.asarray(canaries.coins[device] + directions @ np.concatenate(rest) / shift), shift
+    return directions, np.einsum("bc,bc->b", directions, known)
 
 
 def _changes(

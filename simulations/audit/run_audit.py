@@ -38,7 +38,7 @@ NEVER_TESTED = (
 )
 """What no audit of a run folder looks at."""
 
-_ROUNDS, _CANARIES, _ATTACKS_S = 10, 200, 330.0
+_ROUNDS, _CANARIES, _ATTACKS_S = 10, 200, 390.0
 _DEEP_CANARIES, _DEEP_ATTACKS_S = 1000, 3600.0
 _STEPS = Path("private") / "audit"
 _MAX_BYTES = 1 << 26

@@ -216,7 +216,7 @@ def interval_chart(
         names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
         series = list(dict.fromkeys(label for rows in panels.values() for row in rows.values() for label in row))
         figure = Figure(figsize=(10.2, 1.2 + 0.27 * len(names)), layout="constrained")
-        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
             axes.axvline(chance, color=_MUTED, linewidth=0.9)
             for i, label in enumerate(series):

@@ -26,7 +26,7 @@ from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.tensors import pack, unpack
 from fedrecall.server.job import Job
 from fedrecall.server.publish import Publisher
-from fedrecall.simulations.audit.deployed_events import EventCanaries, audit_events, scores_of
+from fedrecall.simulations.audit.deployed_events import EventCanaries, audit_events, decorrelated, scores_of
 from fedrecall.simulations.audit.wrapping import wrapped
 
 from ...client.small_devices import ingest_store
@@ -138,6 +138,31 @@ def test_scores_are_coins_with_noise_of_the_plan_s_size(tmp_path: Path) -> None:
     assert rows.std() == pytest.approx(std, rel=4 / np.sqrt(2 * rows.size))
     assert abs(rows.mean()) < 4 * std / np.sqrt(rows.size)
     assert abs(np.corrcoef(rows[:, :-1].ravel(), rows[:, 1:].ravel())[0, 1]) < 4 / np.sqrt(rows.size)
+
+
+def test_without_noise_scores_are_the_coins(tmp_path: Path) -> None:
+    """What the device sends is then what its events give, to the rounding of float32, in every round."""
+    with devices_with(0.0):
+        job, canaries, sent = deploy(tmp_path, seed=3)
+    for device, updates in enumerate(sent):
+        scores, shifts = scores_of(job, canaries, device, updates)
+        np.testing.assert_allclose(scores, canaries.coins[device], atol=1e-4)
+        assert (shifts <= 0.01 * np.sqrt(ROUNDS) * (1 + 1e-6)).all() and shifts.min() > 0.015
+
+
+def test_directions_are_orthonormal_and_the_closest_to_the_changes() -> None:
+    """Rows that all have much in common; no rotation of the directions is closer (Lowdin 1950)."""
+    rng = np.random.default_rng(2)
+    known = rng.standard_normal((6, 40)) + 2 * rng.standard_normal(40)
+    directions, shifts = decorrelated(known)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(shifts, (directions * known).sum(axis=1))
+    assert shifts.min() > 0
+    for _ in range(20):
+        turned = np.linalg.qr(np.eye(6) + 0.1 * rng.standard_normal((6, 6)))[0]
+        assert np.square(turned @ directions - known).sum() >= np.square(directions - known).sum()
+    with pytest.raises(UsageError, match="nothing of its own"):
+        decorrelated(np.concatenate([known, known[:1] + known[1:2]]))
 
 
 def test_coins_are_fair_and_every_block_has_its_own_pair(tmp_path: Path) -> None:

@@ -104,12 +104,14 @@ def test_models_that_memorise_give_devices_away_and_private_ones_do_not(world_of
 def test_membership_is_attacked_under_other_defences_than_the_plan(world_of):
     """A model of each defence, and of a plan that hides nothing: without noise nothing is claimed."""
     world = world_of("rounds.count=2", devices=120)
-    signals = {}
+    signals, scores = {}, set()
     for defence in ("none", "norm bound", "median", "trimmed mean"):
         rows = list(attack_model(world, "", models=4, seconds=60, seed=1, progress=lambda *_: None, defence=defence))
         assert [row.name for row in rows] == [f"device membership: {defence}, {name}" for name in ("LiRA", "RMIA")]
         assert {(row.verdict, row.claimed_epsilon, row.detail["models"]) for row in rows} == {("shows", None, 4)}
+        scores.add(rows[0].score)
         signals[defence] = train_under(world, defence)
+    assert len(scores) == 4, "of one seed: the models differ by their defence alone"
     names = sorted(signals["none"])
     assert all(np.isfinite(signals[defence][name]).all() for defence in signals for name in names)
     # Each is another aggregate of the same updates.

@@ -7,7 +7,7 @@ from scipy.stats import trim_mean
 
 from fedrecall.client.retrieval import query_vectors, shared_transformer
 from fedrecall.protocol.errors import UsageError
-from fedrecall.simulations.audit.attacks.fakes import choose_target, fake_histories, with_fakes, with_idle
+from fedrecall.simulations.audit.attacks.fakes import Staged, choose_target, fake_histories, with_fakes, with_idle
 from fedrecall.simulations.audit.attacks.on_training import attack_training
 from fedrecall.simulations.audit.attacks.promotion import defended, hold_out, outcome, started, train_poisoned
 from fedrecall.simulations.audit.attacks.robust import aggregate
@@ -79,6 +79,18 @@ def test_robust_means_are_those_of_numpy_and_scipy(rng, devices):
     updates = rng.standard_normal((devices, 3, 2))
     np.testing.assert_allclose(aggregate(updates, "median"), np.median(updates, axis=0))
     np.testing.assert_allclose(aggregate(updates, "trimmed mean"), trim_mean(updates, 0.1, axis=0))
+
+
+def test_a_robust_round_moves_the_model_as_far_as_a_round_without_defence(world_of):
+    """256 of 600 devices stand for all of them: the mean of some, for the sum of all."""
+    world = world_of(*SETTINGS, "rounds.count=1")
+    staged = Staged(world=world, fakes=0, target=0)
+    start = started(staged, "none")
+    moved = {}
+    for defence in ("none", "trimmed mean"):
+        after = train_poisoned(staged, "random", defence, start)
+        moved[defence] = np.sqrt(sum(float(np.square(after[name] - start[name]).sum()) for name in after))
+    assert moved["trimmed mean"] == pytest.approx(moved["none"], rel=0.4)
 
 
 def test_robust_means_do_not_follow_one_liar(rng):
