@@ -10,7 +10,7 @@ from markupsafe import Markup
 from fedrecall.protocol.files import write_atomic
 from fedrecall.simulations.report import words
 from fedrecall.simulations.report.page import Picture, Table
-from fedrecall.simulations.report.pictures import paired_bars
+from fedrecall.simulations.report.pictures import Interval, interval_chart, paired_bars
 
 VERDICTS = {
     "held": "held: the attempt failed, as it should",
@@ -59,6 +59,7 @@ def render(audit: Mapping[str, Any]) -> str:
         groups={who: (_WHO.get(who, ""), _attempts(rows)) for who, rows in _by_adversary(attempts).items()},
         explained=Table(head=["attempt", "what was done", "what it would have seen"], rows=_explained(attempts)),
         picture=_picture(attempts),
+        learned=_learned(attempts),
         settings=Table(head=["name", "value"], rows=[[k, v] for k, v in audit["settings"].items()]),
         versions=Table(head=["name", "value"], rows=[[k, v] for k, v in audit["versions"].items()]),
     )
@@ -138,3 +139,14 @@ def _picture(attempts: Sequence[Mapping[str, Any]]) -> Picture | None:
     svg = paired_bars(labels, pairs, key="audit-epsilon", alt=alt, x_label="attempt", y_label="epsilon")
     rows = [[f"{n}. {a['name']}", a["claimed_epsilon"], a["empirical_epsilon"]] for n, a in enumerate(both, 1)]
     return Picture(svg=svg, caption=_PICTURE, table=Table(head=["attempt", *pairs], rows=rows))
+
+
+def _learned(attempts: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Draw the AUC of each attack with its interval, by adversary; the colour is the verdict."""
+    groups = _by_adversary([a for a in attempts if a["metric"] == "auc" and a["low"] is not None])
+    rows = [a for group in groups.values() for a in group]
+    if not rows:
+        return None
+    drawn = {a["name"]: {a["verdict"]: Interval(value=a["score"], low=a["low"], high=a["high"])} for a in rows}
+    alt = "; ".join(f"{a['name']}: {a['score']:.2f}" for a in rows)
+    return interval_chart({"": drawn}, key="audit-learned", alt=alt, x_label="AUC", chance=0.5)

@@ -220,14 +220,15 @@ def interval_chart(
         for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
             axes.axvline(chance, color=_MUTED, linewidth=0.9)
             for i, label in enumerate(series):
-                own = [(y, rows[name][label]) for y, name in enumerate(names) if label in rows.get(name, {})]
+                own = [(y, list(rows[name])) for y, name in enumerate(names) if label in rows.get(name, {})]
+                found = [rows[names[y]][label] for y, _ in own]
                 axes.errorbar(
-                    [one.value for _, one in own],
-                    [y + 0.26 * (i - (len(series) - 1) / 2) for y, _ in own],
+                    [one.value for one in found],
+                    [y + 0.26 * (there.index(label) - (len(there) - 1) / 2) for y, there in own],
                     # A bootstrap's interval may leave its own figure out by a hair.
                     xerr=[
-                        [max(0.0, one.value - one.low) for _, one in own],
-                        [max(0.0, one.high - one.value) for _, one in own],
+                        [max(0.0, one.value - one.low) for one in found],
+                        [max(0.0, one.high - one.value) for one in found],
                     ],
                     color=_SERIES[i % len(_SERIES)],
                     fmt="osD^"[i % 4],
