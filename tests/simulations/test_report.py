@@ -13,6 +13,7 @@ from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import AdaptiveClip, Mechanism, Plan
 from fedrecall.simulations.report import words, write_report
 from fedrecall.simulations.report.page import render
+from fedrecall.simulations.report.pictures import Interval, interval_chart
 from fedrecall.simulations.report.spending import marks, spending, spending_svg
 from fedrecall.simulations.sections import privacy_section
 
@@ -304,3 +305,17 @@ def test_the_picture_of_a_plan_names_adversaries_and_where_each_mechanism_begins
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
+
+
+def test_intervals_are_drawn_a_row_a_name_and_say_the_same_each_time() -> None:
+    one, two = Interval(value=0.7, low=0.6, high=0.8), Interval(value=0.5, low=0.51, high=0.52)
+    panels = {"a set": {"first <b>": {"open": one, "private": two}}, "another": {"second": {"open": one}}}
+
+    def draw() -> str:
+        return str(interval_chart(panels, key="k", alt="what it says", x_label="AUC", chance=0.5))
+
+    svg = draw()
+    assert svg == draw() and 'aria-label="what it says"' in svg
+    for text in ("a set", "another", "first &lt;b&gt;", "second", "open", "private", "AUC"):
+        assert f">{text}</text>" in svg, text
+    assert "<b>" not in svg

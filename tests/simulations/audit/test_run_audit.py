@@ -73,7 +73,7 @@ def test_a_sound_run_holds_and_says_so(run: Path, capsys: pytest.CaptureFixture[
     # Every attack with an AUC is a row of the picture.
     learned = page[page.index("What each attack can tell") : page.index("<figcaption>0.5 is a coin")]
     attacks = [attempt["name"] for attempt in said["attempts"] if attempt["metric"] == "auc" and attempt["trials"]]
-    assert len(attacks) > 10 and all(f">{name}</text>" in learned for name in attacks)
+    assert attacks and all(f">{name}</text>" in learned for name in attacks)
     for attempt in said["attempts"]:
         assert attempt["power"] and attempt["what"]
     assert not (run / "private" / "audit").exists()
