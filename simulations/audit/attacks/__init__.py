@@ -27,9 +27,9 @@ SHARES = {
     "updates": 0.25,
     "attributes": 0.15,
     "lists and times": 0.05,
-    "models": 0.2,
+    "models": 0.15,
     "models by defence": 0.1,
-    "training": 0.25,
+    "training": 0.3,
 }
 """Of the time, by kind of attack; what one leaves over, or takes more, goes to the next."""
 
