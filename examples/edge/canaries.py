@@ -45,27 +45,17 @@ CANARY = """from fedrecall.protocol.errors import BudgetExhausted
 
 WEAKER = """
 import sys
-if b"flwr-serverapp" in open("/proc/self/cmdline", "rb").read():
+if b"{process}" in open("/proc/self/cmdline", "rb").read():
     from dataclasses import replace
-    from fedrecall.server import rounds
-    sound = rounds.gaussian_sum
+    from fedrecall.{folder} import {module}
+    sound = {module}.gaussian_sum
     def weaker(sums, mechanism, noise):
         return sound(sums, replace(mechanism, noise_multiplier={factor} * mechanism.noise_multiplier), noise)
-    rounds.gaussian_sum = weaker
+    {module}.gaussian_sum = weaker
 """
-"""A server whose noise is not what its plan says; no setting of a deployment makes it so."""
-
-WEAKER_DEVICE = """
-import sys
-if b"fedrecall.client.own_app" in open("/proc/self/cmdline", "rb").read():
-    from dataclasses import replace
-    from fedrecall.client import trainer
-    sound = trainer.gaussian_sum
-    def weaker(sums, mechanism, noise):
-        return sound(sums, replace(mechanism, noise_multiplier={factor} * mechanism.noise_multiplier), noise)
-    trainer.gaussian_sum = weaker
-"""
-"""A device whose noise is not what its plan says."""
+"""A server, or a device, whose noise is not what its plan says; no setting of a deployment makes it so."""
+SERVER = {"process": "flwr-serverapp", "folder": "server", "module": "rounds"}
+DEVICE = {"process": "fedrecall.client.own_app", "folder": "client", "module": "trainer"}
 
 EVENT_ROUNDS, EVENT_ITEMS = 6, 512
 
@@ -101,8 +91,7 @@ def with_directions(given: argparse.Namespace) -> tuple[list[Attempt], dict[str,
     devices, folder = given.canaries + HONEST, given.folder.resolve()
     sizes = {"devices": devices, "rounds": rounds, "quorum": devices, "keep": max(2, rounds)}
     with deployed(folder, epsilon=given.epsilon or 24.0, deadline=given.deadline, **sizes) as deployment:
-        weaker = {} if given.noise == 1.0 else {"PYTHONPATH": changed(folder, WEAKER.format(factor=given.noise))}
-        finished(train(deployment, canaries, weaker), folder)
+        finished(train(deployment, canaries, planted(folder, given.noise, SERVER)), folder)
         return audit_deployed(deployment.job, canaries), cost(deployment, canaries)
 
 
@@ -116,7 +105,7 @@ def with_events(given: argparse.Namespace) -> tuple[list[Attempt], dict[str, Any
         for number in range(devices):
             own = [f"i{item}" for item in canaries.history(number)] if number < given.canaries else None
             deployment.enrol(number, items=own)
-        weaker = {} if given.noise == 1.0 else {"PYTHONPATH": changed(folder, WEAKER_DEVICE.format(factor=given.noise))}
+        weaker = planted(folder, given.noise, DEVICE)
         up = deployment.up()
         deployment.wait(deployment.registered, 300.0)
         with recorded(deployment, given.canaries) as sent:
@@ -159,6 +148,11 @@ def recorded(deployment: Deployment, devices: int) -> Iterator[list[dict[int, by
         over.set()
         watcher.join()
         look()
+
+
+def planted(folder: Path, factor: float, where: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a process ``where`` noise is ``factor`` times what it should be."""
+    return {} if factor == 1.0 else {"PYTHONPATH": changed(folder, WEAKER.format(factor=factor, **where))}
 
 
 def finished(code: int, folder: Path) -> None:

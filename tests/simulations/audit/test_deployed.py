@@ -4,10 +4,8 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +25,9 @@ from fedrecall.server.publish import Publisher
 from fedrecall.server.validation import schema_of, validate_update
 from fedrecall.simulations.audit.deployed import DeployedCanaries, audit_deployed, released_sums, verdicts
 from fedrecall.simulations.audit.watch import flat
-from fedrecall.simulations.audit.wrapping import wrapped
 
 from ...server.small_jobs import SGD
+from .planted_noise import noise_times
 
 CANARIES, HONEST, STEPS = 3, 2, 24
 MECHANISM = Mechanism(name="rounds", clip_norm=0.5, noise_multiplier=1.24, steps=STEPS)
@@ -82,23 +80,10 @@ def train(job: Job, canaries: DeployedCanaries, sums: dict[int, Arrays] | None =
     assert not refusals
 
 
-@contextmanager
-def noise_times(factor: float) -> Iterator[None]:
-    """Plant a server whose noise is not the plan's."""
-
-    def wrong(sound: Any) -> Any:
-        return lambda sums, mechanism, noise: sound(
-            sums, replace(mechanism, noise_multiplier=factor * mechanism.noise_multiplier), noise
-        )
-
-    with wrapped(rounds, "gaussian_sum", wrong):
-        yield
-
-
 def broken(folder: Path, factor: float, seed: int) -> dict[str, bool]:
     """Whether each attempt raises an alarm on a deployment of 72 coins."""
     job, canaries = job_in(folder, seed=seed), DeployedCanaries.flip(STEPS, CANARIES, seed)
-    with noise_times(factor):
+    with noise_times(rounds, factor):
         train(job, canaries)
     attempts = audit_deployed(job.folder, canaries)
     assert all(attempt.trials == STEPS * CANARIES for attempt in attempts)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ from fedrecall.protocol.tensors import pack, unpack
 from fedrecall.server.job import Job
 from fedrecall.server.publish import Publisher
 from fedrecall.simulations.audit.deployed_events import EventCanaries, audit_events, decorrelated, scores_of
-from fedrecall.simulations.audit.wrapping import wrapped
 
 from ...client.small_devices import ingest_store
 from ...server.small_jobs import SGD
+from .planted_noise import noise_times
 
 DEVICES, ROUNDS, ITEMS, EPSILON = 3, 4, 96, 24.0
 SIGMA = 2 * np.sqrt(ROUNDS) / gaussian_mu(EPSILON, 1e-5)
@@ -94,23 +93,10 @@ def deploy(folder: Path, seed: int) -> tuple[Job, EventCanaries, list[dict[int, 
     return job, canaries, sent
 
 
-@contextmanager
-def devices_with(factor: float) -> Iterator[None]:
-    """Plant devices whose noise is not the plan's."""
-
-    def wrong(sound: Any) -> Any:
-        return lambda sums, mechanism, noise: sound(
-            sums, replace(mechanism, noise_multiplier=factor * mechanism.noise_multiplier), noise
-        )
-
-    with wrapped(trainer, "gaussian_sum", wrong):
-        yield
-
-
 def test_sound_devices_hold_and_those_without_noise_or_with_a_fifth_of_it_do_not(tmp_path: Path) -> None:
     verdicts = {}
     for factor in (1.0, 0.2, 0.0):
-        with devices_with(factor):
+        with noise_times(trainer, factor):
             job, canaries, sent = deploy(tmp_path / f"noise-{factor}", seed=4)
         found = {attempt.name: attempt for attempt in audit_events(job.folder, canaries, sent)}
         verdicts[factor] = {name: attempt.verdict for name, attempt in found.items()}
@@ -142,7 +128,7 @@ def test_scores_are_coins_with_noise_of_the_plan_s_size(tmp_path: Path) -> None:
 
 def test_without_noise_scores_are_the_coins(tmp_path: Path) -> None:
     """What the device sends is then what its events give, to the rounding of float32, in every round."""
-    with devices_with(0.0):
+    with noise_times(trainer, 0.0):
         job, canaries, sent = deploy(tmp_path, seed=3)
     for device, updates in enumerate(sent):
         scores, shifts = scores_of(job, canaries, device, updates)
