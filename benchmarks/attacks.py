@@ -138,8 +138,8 @@ PAGE = """# What attacks find
 ![{alt}](images/attacks.svg)
 
 Made by `python benchmarks/attacks.py OUT --data-path FOLDER` with seed {seed} and {models} shadow models, {spent} in
-all, were it done one by one. `open` is the preset without privacy, cut to 200 rounds of 64 devices; `epsilon 8` and `epsilon 2` are
-`user-eps8` and `user-eps2`. What it means is in [audits](audit.md#what-attacks-find).
+all, were it done one by one. `open` is the preset without privacy, cut to 200 rounds of 64 devices; `epsilon 8` and
+`epsilon 2` are `user-eps8` and `user-eps2`. What it means is in [audits](audit.md#what-attacks-find).
 
 `Item table trained` is the same run as if it trained the table too, as most federated recommenders do: `open` does.
 Rows say which defence holds: `raw update`, `none`: none; `norm bound`: the clip alone; `sum`, `median` and `trimmed
