@@ -59,7 +59,7 @@ audit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fedrecall.simulations.audit $(ARGS)
 
 frontier: $(READY)
-	$(BIN)/python -m fedrecall.simulations.frontier $(ARGS)
+	$(BIN)/python -m fedrecall.simulations.studies.frontier $(ARGS)
 
 clean:
 	rm -rf $(VENV) .types .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedrecall.protocol.plan import Plan
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "privacy"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "privacy" / "accounting"))
 from random_plans import Side, measure, random_plans
 
 

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from fedrecall.protocol.files import write_atomic, write_json_atomic
-from fedrecall.simulations.audit.attacks import SHARES, attack_steps
 from fedrecall.simulations.audit.attacks.observed import TABLE
-from fedrecall.simulations.audit.attempt import Attempt
+from fedrecall.simulations.audit.attacks.steps import SHARES, attack_steps
+from fedrecall.simulations.audit.watching.attempt import Attempt
 from fedrecall.simulations.config import RunConfig, load_config
 from fedrecall.simulations.report.pictures import Interval, interval_chart, standalone
 from fedrecall.simulations.report.words import duration
-from fedrecall.simulations.training import train
-from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.training.loop import train
 
 RUNS = {
     "open": ("open", ["rounds.count=200", "server.warmup_rounds=20"]),

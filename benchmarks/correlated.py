@@ -24,8 +24,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.signal import fftconvolve, lfilter
 
-from fedrecall.privacy.correlated import CorrelatedNoise, best_bands, coefficients, prefix_error, sensitivity
-from fedrecall.privacy.noise import NoiseSource, SeededNoise
+from fedrecall.privacy.mechanisms.correlated import CorrelatedNoise, best_bands, coefficients, prefix_error, sensitivity
+from fedrecall.privacy.mechanisms.noise import NoiseSource, SeededNoise
 
 STEPS = (64, 256, 1024, 2048)
 NUMERIC = 256

@@ -20,18 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrecall.privacy.accounting import account_adversary
-from fedrecall.privacy.ledger import Ledger
+from fedrecall.privacy.accounting.accounting import account_adversary
+from fedrecall.privacy.ledger.ledger import Ledger
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays, CohortSum
-from fedrecall.server.rounds import ROUNDS
+from fedrecall.server.training.rounds import ROUNDS
 from fedrecall.simulations.config import RunConfig, load_config
 from fedrecall.simulations.evaluation.evaluate import Evaluation, evaluate
 from fedrecall.simulations.evaluation.paired import paired_difference
-from fedrecall.simulations.recaller import ModelRecaller, item_vectors
-from fedrecall.simulations.training import Collect, Engine, train
-from fedrecall.simulations.wiring import prepare
-from fedrecall.simulations.world import World, cohort_of, threads, trained_names
+from fedrecall.simulations.runs.recaller import ModelRecaller, item_vectors
+from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.training.collect import Collect, Engine
+from fedrecall.simulations.training.loop import train
+from fedrecall.simulations.training.world import World, cohort_of, threads, trained_names
 
 
 class Silence(Exception):

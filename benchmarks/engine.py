@@ -28,21 +28,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedrecall.client.cohort import Cohort
 from fedrecall.client.config import LocalConfig
-from fedrecall.client.store import EventStore
-from fedrecall.client.trainer import Device, Trainer
+from fedrecall.client.events.store import EventStore
+from fedrecall.client.training.cohort import Cohort
+from fedrecall.client.training.trainer import Device, Trainer
 from fedrecall.models.recall import initial_arrays
 from fedrecall.models.shape import ModelShape
-from fedrecall.privacy.mechanisms import gaussian_sum
-from fedrecall.privacy.noise import SeededNoise
+from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum
+from fedrecall.privacy.mechanisms.noise import SeededNoise
 from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, CohortSum
-from fedrecall.server import optimiser
-from fedrecall.server.aggregation import mean_of, sum_updates
 from fedrecall.server.config import ServerConfig
-from fedrecall.server.validation import schema_of
+from fedrecall.server.training import optimiser
+from fedrecall.server.training.aggregation import mean_of, sum_updates
+from fedrecall.server.training.validation import schema_of
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import make_split
 from fedrecall.simulations.data.synthetic import synthetic_dataset

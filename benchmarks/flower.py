@@ -18,9 +18,9 @@ import numpy as np
 
 from fedrecall.protocol.records import CohortSum
 from fedrecall.simulations.config import load_config
-from fedrecall.simulations.quiet import silence
-from fedrecall.simulations.training import start_arrays
-from fedrecall.simulations.wiring import prepare
+from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.training.quiet import silence
+from fedrecall.simulations.training.start import start_arrays
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 def rate(data_path: Path | None, shards: str, rounds: int, users: int | None) -> float:
     """Return user-rounds a second of the best round, over ``users`` users, or all."""
     silence()
-    from fedrecall.simulations import flower
+    from fedrecall.simulations.training import flower
 
     config = load_config(
         None,

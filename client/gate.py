@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fedrecall.privacy.mechanisms import clip_joint
+from fedrecall.privacy.mechanisms.mechanisms import clip_joint
 from fedrecall.protocol.allow_list import SHARED_PREFIXES, STATISTICS, WITHIN_CLIP
 from fedrecall.protocol.errors import UpdateError
 from fedrecall.protocol.records import Update

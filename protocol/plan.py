@@ -1,7 +1,7 @@
 """The privacy plan as data: what is clipped, sampled and noised, how often, and against which neighbours.
 
-The accountant (``fedrecall.privacy.accounting``) turns a plan into epsilons; the ledger charges it; the round
-loop enforces it. A plan holds no data and is public. What cannot be accounted cannot be built.
+The accountant (``fedrecall.privacy.accounting``) turns a plan into epsilons; the ledger charges it; the round loop
+enforces it. A plan holds no data and is public. What cannot be accounted cannot be built.
 """
 
 import hashlib
@@ -67,8 +67,8 @@ class Mechanism:
             device's contributions become zero, its presence stays known) by ``clip_norm``.
         participations: ``limited`` alone: the most often that one device takes part.
         min_gap: ``limited`` alone: a device's rounds lie at least this far apart.
-        bands: ``limited`` alone: a round's noise mixes that of so many rounds (``fedrecall.privacy.correlated``); 1 is
-            independent noise.
+        bands: ``limited`` alone: a round's noise mixes that of so many rounds
+            (``fedrecall.privacy.mechanisms.correlated``); 1 is independent noise.
         min_survivors: fewer contributions make a release void; 0 for no such bound.
         adaptive_clip: lets the clip follow a private quantile; ``None`` for a fixed clip.
     """

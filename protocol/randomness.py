@@ -1,6 +1,6 @@
 """Keyed public randomness: draws that everybody may know and repeat (negatives, permutations, initial weights).
 
-Never for noise: noise comes from ``fedrecall.privacy.noise``.
+Never for noise: noise comes from ``fedrecall.privacy.mechanisms.noise``.
 """
 
 import hashlib

@@ -219,7 +219,7 @@ class RunConfig(_Section):
             if self.local.tower_learning_rate:
                 raise ValueError(
                     "local.tower_learning_rate must be 0 with unit 'interaction': a noiseless tower would make a "
-                    "sample's gradient read other events (PRIVACY.md, rule 1)"
+                    "sample's gradient read other events (docs/privacy.md, rule 1)"
                 )
             if self.local.steps != 1:
                 raise ValueError("local.steps must be 1 with unit 'interaction': one gradient at the released weights")

@@ -2,14 +2,16 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"fedrecall": 5, "simulations": 4, "client": 3, "server": 3, "models": 2, "privacy": 2, "protocol": 1}
-FILES = sorted(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))
+from .house import FLOORS, ROOMS, ROOT, Graph, arrows, circles, files, graph, imports, package_of, rooms
+from .house_picture import PICTURE, draw
+
+FILES = files()
 PROTOCOL_MAY = {"numpy", "safetensors", "jaxtyping", *sys.stdlib_module_names}
 ONE_FLOOR_ONLY = {
     "torch": {"models", "privacy", "client", "simulations", "fedrecall"},
@@ -22,38 +24,9 @@ ONE_FLOOR_ONLY = {
 }
 """Libraries that stay in the folders that need them."""
 
-Import = tuple[int, str, str]
-"""Line, module, and the name that is taken from it ("" for the module itself)."""
-
-
-def imports(source: str, package: str = "") -> Iterator[Import]:
-    """Yield every import of a file, also inside functions, with relative ones resolved against ``package``."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name, ""
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*parents, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield node.lineno, module, alias.name
-        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
-            first = node.args[0] if node.args else None
-            yield node.lineno, first.value if isinstance(first, ast.Constant) else "a computed name", ""
-
-
-def _name(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
-
 
 def folder_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
-
-
-def package_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    inside = parts if parts[0] == "fedrecall" else ("fedrecall", *parts)
-    return ".".join(inside[:-1])
 
 
 def target(module: str, name: str) -> str | None:
@@ -127,17 +100,87 @@ def importers(library: str) -> set[str]:
 
 
 def test_opacus_is_imported_in_one_file() -> None:
-    assert importers("opacus") == {"privacy/opacus_step.py"}
+    assert importers("opacus") == {"privacy/mechanisms/opacus_step.py"}
 
 
 def test_faiss_is_imported_in_one_file_of_the_server() -> None:
-    assert importers("faiss") == {"server/index.py"}
+    assert importers("faiss") == {"server/recall/index.py"}
 
 
 def test_flower_is_imported_in_the_app_files_the_collector_and_the_simulation_engine() -> None:
-    device = {"client/app.py", "client/own_app.py"}
-    assert importers("flwr") == device | {"server/app.py", "server/grid.py", "simulations/flower.py"}
+    device = {"client/device/app.py", "client/device/own_app.py"}
+    assert importers("flwr") == device | {
+        "server/deployment/app.py",
+        "server/deployment/grid.py",
+        "simulations/flower_app.py",
+        "simulations/training/flower.py",
+    }
     assert not importers("ray")
+
+
+@pytest.fixture(scope="module")
+def tree() -> Graph:
+    return graph()
+
+
+def climbing(folder: str, tree: Graph) -> list[str]:
+    """Return the imports between rooms of ``folder`` that do not go down, as its inner floors are drawn."""
+    floor = {name: number for number, names in enumerate(ROOMS[folder]) for name in names}
+    return [
+        f"{file} imports {to}"
+        for (own, other), pairs in arrows(folder, tree).items()
+        if floor[other] >= floor[own]
+        for file, to in pairs
+    ]
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_rooms_import_rooms_below_them_alone(folder: str, tree: Graph) -> None:
+    drawn = {name for names in ROOMS[folder] for name in names}
+    assert drawn == set(rooms(folder, tree)), "each room is on one inner floor (tests/house.py)"
+    assert not climbing(folder, tree)
+    held = sum(rooms(folder, tree).values())
+    print(f"{folder}: {held} files in {len(drawn)} rooms, {len(arrows(folder, tree))} arrows")
+
+
+def test_no_files_import_each_other_in_a_circle(tree: Graph) -> None:
+    assert not circles(tree)
+
+
+def test_a_folder_has_at_most_14_files_and_a_file_at_most_400_lines() -> None:
+    """The face of a folder, its ``__init__``, is not counted among its files."""
+    crowded = Counter(str(path.parent.relative_to(ROOT)) for path in FILES if path.name != "__init__.py")
+    assert {folder: count for folder, count in crowded.items() if count > 14} == {}
+    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {path: lines for path, lines in long.items() if lines > 400} == {}
+
+
+def test_the_picture_of_the_rooms_is_the_tree_as_it_is(tree: Graph) -> None:
+    assert PICTURE.read_text(encoding="utf-8") == draw(tree), "draw it again: python -m tests.house_picture"
+
+
+def test_what_is_installed_are_all_folders_with_code() -> None:
+    """The build names its packages one by one: a new room that is not among them would be missing once installed."""
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(built) == sorted({package_of(path) for path in FILES})
+
+
+def test_a_climbing_import_and_a_circle_are_seen(tmp_path: Path) -> None:
+    def write(path: str, text: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    write("client/gate.py", "def send():\n    from fedrecall.client.training import trainer\n")
+    write("client/training/trainer.py", "from fedrecall.client.device.folder import DeviceFolder\n")
+    write("client/device/folder.py", "from fedrecall.client import gate\n")
+    write("client/device/app.py", "from .folder import DeviceFolder\n")
+    planted = graph(tmp_path)
+    assert sorted(climbing("client", planted)) == [
+        "client/gate.py imports client/training/trainer.py",
+        "client/training/trainer.py imports client/device/folder.py",
+    ]
+    assert circles(planted) == [["client/device/folder.py", "client/gate.py", "client/training/trainer.py"]]
 
 
 def test_each_of_simulations_client_and_server_owns_its_configuration() -> None:
@@ -169,19 +212,19 @@ def test_no_generator_is_seeded_globally() -> None:
 @pytest.mark.parametrize(
     ("folder", "source"),
     [
-        ("client", "from fedrecall.server.rounds import run_rounds"),
-        ("server", "import fedrecall.client.store"),
+        ("client", "from fedrecall.server.training.rounds import run_rounds"),
+        ("server", "import fedrecall.client.events.store"),
         ("server", "def f():\n    from fedrecall import client"),
         ("models", "from fedrecall.privacy import noise"),
         ("privacy", "from fedrecall.models.recall import RecallModel"),
-        ("protocol", "from fedrecall.privacy.ledger import Ledger"),
-        ("client", "from fedrecall.simulations.run import run"),
+        ("protocol", "from fedrecall.privacy.ledger.ledger import Ledger"),
+        ("client", "from fedrecall.simulations.runs.run import run"),
         ("simulations", "import fedrecall.cli"),
         ("server", "from ..client import store"),
         ("fedrecall", "import server"),
         ("fedrecall", "from protocol.plan import Plan"),
         ("simulations", "import importlib; importlib.import_module('server')"),
-        ("client", "from fedrecall.privacy.ledger import _line"),
+        ("client", "from fedrecall.privacy.ledger.ledger import _line"),
         ("protocol", "import torch"),
         ("protocol", "from pydantic import BaseModel"),
         ("client", "import faiss"),
@@ -196,11 +239,11 @@ def test_each_rule_catches_what_breaks_it(folder: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "source"),
     [
-        ("client", "from fedrecall.client.store import EventStore"),
+        ("client", "from fedrecall.client.events.store import EventStore"),
         ("server", "from fedrecall.server import optimiser"),
-        ("server", "from fedrecall.privacy.ledger import Ledger"),
+        ("server", "from fedrecall.privacy.ledger.ledger import Ledger"),
         ("protocol", "import json\nimport numpy as np\nfrom safetensors import deserialize"),
-        ("fedrecall", "from fedrecall.simulations.run import run"),
+        ("fedrecall", "from fedrecall.simulations.runs.run import run"),
         ("client", "from .store import _helper"),
         ("simulations", "from fedrecall import __version__"),
     ],

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from fedrecall.protocol.plan import Mechanism
-from fedrecall.simulations.quiet import SILENCE
+from fedrecall.simulations.training.quiet import SILENCE
 
-from .client.small_devices import invitation_of, world_of
+from .client.device.small_devices import invitation_of, world_of
+from .house import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-m", "fedrecall.cli", "device"]
 BUNDLE = """
 [project]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fedrecall.privacy.budget import Budget, after_windows
-from fedrecall.privacy.gaussian import gaussian_epsilon, gaussian_mu
+from fedrecall.privacy.accounting.budget import Budget, after_windows
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 
-ROOT = Path(__file__).resolve().parents[1]
+from .house import FLOORS, ROOT
+
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+FILE = re.compile(rf"`((?:{'|'.join(FLOORS)})/[\w/]+(?:\.\w+|/))`")
 LINKED = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -34,9 +36,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_each_of_the_fourteen_rules_has_a_row_with_a_test() -> None:
-    rows = re.findall(r"^\| (\d+) [^|]+\|[^|]+\|([^|]+)\|$", (ROOT / "docs" / "privacy.md").read_text(), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 15))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_code_that_a_page_names_exists(page: Path) -> None:
+    for name in FILE.findall(page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_each_of_the_nineteen_rules_is_told_and_has_a_row_with_a_test() -> None:
+    page = (ROOT / "docs" / "privacy.md").read_text()
+    told = re.findall(r"^(\d+)\. \*\*", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) [^|]+\|[^|]+\|([^|]+)\|$", page, re.MULTILINE)
+    assert [int(number) for number in told] == [int(number) for number, _ in rows] == list(range(1, 20))
     assert all(NAMED.search(tests) for _, tests in rows)
 
 

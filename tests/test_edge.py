@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedrecall.client.cohort import Cohort
 from fedrecall.client.config import LocalConfig
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
+from fedrecall.client.training.cohort import Cohort
 from fedrecall.models.shape import ModelShape
-from fedrecall.server.job import Job
-from fedrecall.server.release import load_release
+from fedrecall.server.deployment.job import Job
+from fedrecall.server.recall.release import load_release
 
-ROOT = Path(__file__).resolve().parents[1]
+from .house import ROOT
+
 EDGE = ROOT / "examples" / "edge"
 DEVICES, ROUNDS, ITEMS = 5, 3, 64
 

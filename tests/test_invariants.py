@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedrecall.client.cohort import Cohort
 from fedrecall.client.config import LocalConfig
-from fedrecall.client.store import EventStore
-from fedrecall.client.trainer import Device, Trainer
+from fedrecall.client.events.store import EventStore
+from fedrecall.client.training.cohort import Cohort
+from fedrecall.client.training.trainer import Device, Trainer
 from fedrecall.models.recall import ITEM_ID, initial_arrays
 from fedrecall.models.shape import ModelShape
-from fedrecall.privacy.accounting import cross_check
-from fedrecall.privacy.budget import Budget
-from fedrecall.privacy.device_ledger import DeviceLedger
-from fedrecall.privacy.mechanisms import gaussian_sum
-from fedrecall.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from fedrecall.privacy.accounting.accounting import cross_check
+from fedrecall.privacy.accounting.budget import Budget
+from fedrecall.privacy.ledger.device_ledger import DeviceLedger
+from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum
+from fedrecall.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.simulations.config import parse_config
-from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import train
-from fedrecall.simulations.world import World
+from fedrecall.simulations.training.loop import train
+from fedrecall.simulations.training.plan import plan_for
+from fedrecall.simulations.training.world import World
 
-from .client.engine_contract import Case, make_world
-from .privacy.test_sampler import chi2_binomial_p
+from .client.training.engine_contract import Case, make_world
+from .privacy.mechanisms.test_sampler import chi2_binomial_p
 
 TESTS = Path(__file__).resolve().parent
 ROWS = {
@@ -38,7 +38,7 @@ ROWS = {
     "clip holds": "client/test_gate.py::test_clip_holds",
     "sampler is the accountant's": "test_invariants.py::test_sampler_is_the_accountants",
     "accountant is right": "test_invariants.py::test_accountant_is_right",
-    "ledger never forgets": "privacy/ledger_contract.py::test_a_thousand_kills_never_forget_a_release",
+    "ledger never forgets": "privacy/ledger/ledger_contract.py::test_a_thousand_kills_never_forget_a_release",
     "logs are clean": "test_nothing_private_leaves.py::test_logs_are_clean",
 }
 """Where each row of the table is held."""
@@ -141,7 +141,7 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
     if request.param == "seeded":
         return lambda number: SeededNoise(3, "noise is there", number)
     # The real cipher, keyed by a fixed stream so that a statistical test cannot fail by chance.
-    monkeypatch.setattr("fedrecall.privacy.noise.os.urandom", np.random.Generator(np.random.Philox(8)).bytes)
+    monkeypatch.setattr("fedrecall.privacy.mechanisms.noise.os.urandom", np.random.Generator(np.random.Philox(8)).bytes)
     return lambda number: SecureNoise()
 
 

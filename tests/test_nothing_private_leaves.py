@@ -19,21 +19,21 @@ from safetensors.numpy import load
 
 from fedrecall.cli.app import call
 from fedrecall.client.config import LocalConfig
-from fedrecall.client.store import EventStore
-from fedrecall.client.trainer import Device, Trainer
+from fedrecall.client.events.store import EventStore
+from fedrecall.client.training.trainer import Device, Trainer
 from fedrecall.models.recall import ITEM_ID, initial_arrays
 from fedrecall.models.shape import ModelShape
-from fedrecall.privacy.noise import SeededNoise
+from fedrecall.privacy.mechanisms.noise import SeededNoise
 from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, Update
 from fedrecall.protocol.tensors import pack
-from fedrecall.server.aggregation import mean_of, sum_updates
-from fedrecall.server.validation import schema_of
+from fedrecall.server.training.aggregation import mean_of, sum_updates
+from fedrecall.server.training.validation import schema_of
 from fedrecall.simulations.config import load_config
 from fedrecall.simulations.data.importer import ImportSpec, import_files
 from fedrecall.simulations.data.registry import load_dataset
-from fedrecall.simulations.run import run
+from fedrecall.simulations.runs.run import run
 
 from .leak_search import holds, number_spellings, text_spellings
 from .wire import Wire
@@ -214,7 +214,7 @@ def listen(caplog: pytest.LogCaptureFixture) -> None:
 
 def assert_listening(caplog: pytest.LogCaptureFixture) -> None:
     """Check that a debug record would have been heard up to now."""
-    logging.getLogger("fedrecall.client.trainer").debug("still listening")
+    logging.getLogger("fedrecall.client.training.trainer").debug("still listening")
     assert "still listening" in caplog.text
 
 

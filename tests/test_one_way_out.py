@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from .test_architecture import FILES, ROOT, folder_of, package_of
+from .house import ROOT, package_of
+from .test_architecture import FILES, folder_of
 
 MAKERS = {
     # The server makes one again of a device's bytes.
-    "fedrecall.protocol.records.Update": {"client/gate.py", "server/grid.py"},
+    "fedrecall.protocol.records.Update": {"client/gate.py", "server/deployment/grid.py"},
     "fedrecall.protocol.records.CohortSum": {
-        "client/cohort.py",
-        "client/start.py",
-        "server/aggregation.py",
-        "simulations/audit/attacks/promotion.py",  # what malicious devices and robust sums would make
-        "simulations/audit/conformance.py",
-        "simulations/flower.py",
-        "simulations/training.py",
+        "client/training/cohort.py",
+        "client/training/start.py",
+        "server/training/aggregation.py",
+        "simulations/audit/attacks/models/promotion.py",  # what malicious devices and robust sums would make
+        "simulations/audit/checks/conformance.py",
+        "simulations/training/flower.py",
+        "simulations/training/simulated_noise.py",
     },
 }
 """Who makes each record. Sums exist in simulations alone, where a device is a row of a batch."""
@@ -67,29 +68,29 @@ MAY = {
 
 MAY_ALONE = {
     # Carries bytes between Flower and the folder: what the folder answers has passed the gate.
-    "client/app.py": {
+    "client/device/app.py": {
         *("flwr.app.Array", "flwr.app.ArrayRecord", "flwr.app.ConfigRecord", "flwr.app.Context", "flwr.app.Message"),
         *("flwr.app.RecordDict", "flwr.clientapp.ClientApp"),
     },
     # Reads its own files back, and refuses a folder that others may read.
-    "client/folder.py": {"hashlib.sha256"},
-    "client/enrolment.py": {"stat.S_IMODE"},
+    "client/device/folder.py": {"hashlib.sha256"},
+    "client/device/enrolment.py": {"stat.S_IMODE"},
     # Runs this app in the place of whatever app the server names.
-    "client/own_app.py": {
+    "client/device/own_app.py": {
         *("flwr.clientapp.ClientApp", "flwr.supernode.cli.flwr_clientapp", "flwr.supernode.runtime.run_clientapp"),
     },
     # The device's own disk.
-    "client/event_database.py": {
+    "client/events/database.py": {
         *("collections.Counter", "contextlib.contextmanager", "math", "os.O_CREAT", "os.O_RDWR", "os.close"),
         *("os.open", "sqlite3", "types.TracebackType"),
     },
     "protocol/lock.py": {"collections.abc", "contextlib.contextmanager", "fcntl"},
-    "client/spool.py": {"contextlib.contextmanager", "fcntl", "os.close", "os.write", "tempfile.mkstemp"},
-    "client/my_data.py": {"io.BytesIO", "os.walk", "zipfile"},
-    "client/node_key.py": {"cryptography"},
-    "client/join.py": {"shlex.quote"},
-    # Starts the SuperNode, which talks to the server. What it may say comes from client/app.py alone.
-    "client/supervise.py": {
+    "client/device/spool.py": {"contextlib.contextmanager", "fcntl", "os.close", "os.write", "tempfile.mkstemp"},
+    "client/device/my_data.py": {"io.BytesIO", "os.walk", "zipfile"},
+    "client/device/node_key.py": {"cryptography"},
+    "client/device/join.py": {"shlex.quote"},
+    # Starts the SuperNode, which talks to the server. What it may say comes from client/device/app.py alone.
+    "client/device/supervise.py": {
         *("contextlib.contextmanager", "contextlib.suppress", "os.killpg", "signal", "subprocess", "threading.Event"),
         *("threading.Timer", "time.monotonic", "types.FrameType"),
     },
@@ -122,12 +123,12 @@ WRITING = {
     *("hardlink_to", "savez", "save", "write_table", "write_csv", "to_parquet", "to_csv", "send", "sendall", "connect"),
 }
 WRITERS = {
-    *("protocol/files.py", "privacy/chain.py"),
-    *("client/event_database.py", "protocol/lock.py", "client/spool.py"),
+    *("protocol/files.py", "privacy/ledger/chain.py"),
+    *("client/events/database.py", "protocol/lock.py", "client/device/spool.py"),
 }
 """Files that write to the device's own disk: the one atomic write of all artefacts, ledgers, events, locks."""
 
-REPLACERS = {"client/delimited.py", "client/parsing.py"}
+REPLACERS = {"client/events/delimited.py", "client/events/parsing.py"}
 """Client files that copy records with changes: layouts of the user's files."""
 
 
@@ -384,7 +385,7 @@ SOUND = {
     "Collect = Callable[[int], Update]\nx: Update | None = None",
     "a question": RECORDS + "def f(x): return isinstance(x, Update)",
     "reading": "from pathlib import Path\nopen('x')\nopen('x', 'rb')\nPath('x').open('rb')\nopen('x', encoding='utf8')",
-    "a ledger": "from fedrecall.privacy.ledger import Ledger\nLedger.open('x', 1)",
+    "a ledger": "from fedrecall.privacy.ledger.ledger import Ledger\nLedger.open('x', 1)",
     "names": "import os\nos.path.getsize('x')\nimport numpy as np\nnp.zeros(1)\ngetattr(object(), 'x')",
 }
 

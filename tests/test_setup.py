@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from .house import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAPPING: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 TARGETS = {"help", "setup", "run", "test", "test-all", "lint", "types", "bench", "audit", "frontier", "clean"}

@@ -26,12 +26,12 @@ from deploy import released, state_bytes
 from deployment import Deployment, changed, deployed, tampered
 
 from fedrecall.cli.audit import LEAK
-from fedrecall.client.enrolment import SENT, STATE
+from fedrecall.client.device.enrolment import SENT, STATE
 from fedrecall.protocol.tensors import unpack
-from fedrecall.server.job import Job
-from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.audit.deployed import DeployedCanaries, audit_deployed
-from fedrecall.simulations.audit.deployed_events import EventCanaries, audit_events
+from fedrecall.server.deployment.job import Job
+from fedrecall.simulations.audit.deployments.devices import DeployedCanaries, audit_deployed
+from fedrecall.simulations.audit.deployments.events import EventCanaries, audit_events
+from fedrecall.simulations.audit.watching.attempt import Attempt
 
 HONEST = 2
 CANARY = """from fedrecall.protocol.errors import BudgetExhausted
@@ -54,8 +54,8 @@ if b"{process}" in open("/proc/self/cmdline", "rb").read():
     {module}.gaussian_sum = weaker
 """
 """A server, or a device, whose noise is not what its plan says; no setting of a deployment makes it so."""
-SERVER = {"process": "flwr-serverapp", "folder": "server", "module": "rounds"}
-DEVICE = {"process": "fedrecall.client.own_app", "folder": "client", "module": "trainer"}
+SERVER = {"process": "flwr-serverapp", "folder": "server.training", "module": "rounds"}
+DEVICE = {"process": "fedrecall.client.device.own_app", "folder": "client.training", "module": "trainer"}
 
 EVENT_ROUNDS, EVENT_ITEMS = 6, 512
 

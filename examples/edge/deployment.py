@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedrecall.cli.app import call
-from fedrecall.client.folder import DeviceFolder
-from fedrecall.privacy.budget import Budget
+from fedrecall.client.device.folder import DeviceFolder
+from fedrecall.privacy.accounting.budget import Budget
 from fedrecall.protocol.invitation import Invitation
 from fedrecall.protocol.plan import Unit
 
@@ -40,10 +40,10 @@ TINY_EVENTS = {
 
 TAMPERED = """
 import sys
-if b"fedrecall.client.own_app" in open("/proc/self/cmdline", "rb").read():
+if b"fedrecall.client.device.own_app" in open("/proc/self/cmdline", "rb").read():
     import time
     import numpy
-    from fedrecall.client.folder import DeviceFolder
+    from fedrecall.client.device.folder import DeviceFolder
     from fedrecall.protocol.tensors import pack, unpack
     honest = DeviceFolder.answer
     def answer(self, data):

@@ -21,14 +21,14 @@ from typing import Any
 from deployment import Deployment, deployed, tampered
 
 from fedrecall.protocol.invitation import Invitation
-from fedrecall.server.certificates import certificates
+from fedrecall.server.operation.certificates import certificates
 
 LARGER = """arrays, header = unpack(honest(self, data), what="mine")
         return pack({name: numpy.full_like(array, 1000) for name, array in arrays.items()}, header)"""
 SLOW = """time.sleep({seconds})
         return honest(self, data)"""
 
-PARTS = ("flower-superlink", "fedrecall.server.door", "flwr-serverapp", "server up")
+PARTS = ("flower-superlink", "fedrecall.server.operation.door", "flwr-serverapp", "server up")
 """What dies in turn: all that runs on the server's side."""
 
 
@@ -251,7 +251,7 @@ def processes(*words: str) -> list[int]:
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if all(word in line for word in words) and "fedrecall.server.children" not in line:
+        if all(word in line for word in words) and "fedrecall.server.operation.children" not in line:
             found.append(int(path.name))
     return sorted(found)
 

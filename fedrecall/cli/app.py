@@ -12,9 +12,11 @@ import click
 import typer
 
 import fedrecall
-from fedrecall.cli import data, device, doctor, index, privacy, results, server
+from fedrecall.cli import data, doctor, index, results
 from fedrecall.cli.audit import audit
 from fedrecall.cli.console import note
+from fedrecall.cli.deployment import device, server
+from fedrecall.cli.privacy import commands as privacy
 from fedrecall.cli.run import run
 from fedrecall.cli.tune import tune
 from fedrecall.protocol.errors import FedrecallError

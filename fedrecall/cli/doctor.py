@@ -145,8 +145,8 @@ def _device() -> Check:
 
 
 def _accountant() -> Check:
-    """Try a published anchor: q 0.01, sigma 1, 1000 steps, delta 1e-5 is 1.8282 by PLD (PRIVACY.md)."""
-    from fedrecall.privacy.accounting import account_adversary
+    """Try a published anchor: q 0.01, sigma 1, 1000 steps, delta 1e-5 is 1.8282 by PLD (docs/privacy.md, anchors)."""
+    from fedrecall.privacy.accounting.accounting import account_adversary
     from fedrecall.protocol.plan import Mechanism, Plan
 
     rounds = Mechanism(
@@ -162,7 +162,7 @@ def _accountant() -> Check:
 
 def _noise() -> Check:
     """Measure the deviation of 100,000 secret normals: outside [0.989, 1.011] once in a million times."""
-    from fedrecall.privacy.noise import SecureNoise
+    from fedrecall.privacy.mechanisms.noise import SecureNoise
 
     measured = float(np.std(SecureNoise().normal((100_000,), 1.0)))
     found = f"planned deviation 1, measured {measured:.4f}"
@@ -176,7 +176,7 @@ def _clip() -> Check:
     import torch
     from torch import Tensor, nn
 
-    from fedrecall.privacy.opacus_step import ClippedGradient
+    from fedrecall.privacy.mechanisms.opacus_step import ClippedGradient
 
     class Toy(nn.Module):
         def __init__(self) -> None:
@@ -214,7 +214,7 @@ def _index() -> Check:
     """Search an item table and its flat index, and compare both with a plain product."""
     from fedrecall.protocol.item_table import ItemTable
     from fedrecall.protocol.randomness import public_rng
-    from fedrecall.server.index import build_index, recall_against_exact
+    from fedrecall.server.recall.index import build_index, recall_against_exact
 
     vectors = public_rng(0, "doctor").standard_normal((200, 16)).astype(np.float32)
     items = ItemTable.from_vectors(vectors, [str(i) for i in range(200)])

@@ -20,7 +20,7 @@ def build(
     format: FormatOption = "text",
 ) -> None:
     """Build the index over a run's verified item table, and state its recall against exact search."""
-    from fedrecall.simulations.run_index import build_run_index
+    from fedrecall.simulations.runs.index import build_run_index
 
     output = Output(format)
     with output.working() as progress:
@@ -36,7 +36,7 @@ def search(
     format: FormatOption = "text",
 ) -> None:
     """Find the items nearest to an item by the index; `recommend` asks for a user."""
-    from fedrecall.simulations.run_index import search_run_index
+    from fedrecall.simulations.runs.index import search_run_index
 
     output = Output(format)
     with output.working():

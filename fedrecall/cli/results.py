@@ -21,7 +21,7 @@ def evaluate(
     format: FormatOption = "text",
 ) -> None:
     """Measure the released items of a run again."""
-    from fedrecall.simulations.inspect import evaluate_run
+    from fedrecall.simulations.runs.inspect import evaluate_run
 
     output = Output(format)
     with output.working() as progress:
@@ -38,7 +38,7 @@ def recommend(
     format: FormatOption = "text",
 ) -> None:
     """Show what one simulated device would recommend to its user."""
-    from fedrecall.simulations.inspect import recommend as recommend_for
+    from fedrecall.simulations.runs.inspect import recommend as recommend_for
 
     output = Output(format)
     with output.working() as progress:

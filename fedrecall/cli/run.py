@@ -36,8 +36,8 @@ def run(
 ) -> None:
     """Train over private devices, build the recall index, evaluate, and write the report."""
     from fedrecall.simulations.config import load_config
-    from fedrecall.simulations.run import run as run_all
-    from fedrecall.simulations.run_folder import choose_folder
+    from fedrecall.simulations.runs.folder import choose_folder
+    from fedrecall.simulations.runs.run import run as run_all
 
     output = Output(format)
     settings = load_config(

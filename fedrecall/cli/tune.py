@@ -38,8 +38,8 @@ def tune(
 ) -> None:
     """Search over settings on validation, resumable; write the best as a TOML file."""
     from fedrecall.simulations.config import load_config
-    from fedrecall.simulations.tune import BEST, DEFAULT, PICTURE, parse_range
-    from fedrecall.simulations.tune import tune as search_settings
+    from fedrecall.simulations.studies.tune import BEST, DEFAULT, PICTURE, parse_range
+    from fedrecall.simulations.studies.tune import tune as search_settings
 
     output = Output(format)
     settings = load_config(config, preset, override, dataset=dataset, data_path=data_path, protocol=protocol, seed=seed)

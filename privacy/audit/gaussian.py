@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import ndtri
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit.rates import RateBounds, Scores, candidates, rate_bounds, split_scores
 from fedrecall.privacy.audit.result import AuditResult, check_levels
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.plan import Adjacency
 
 

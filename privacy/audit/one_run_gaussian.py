@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Num
 from scipy.special import ndtr, ndtri
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit.guessing import Game, Rule, play
 from fedrecall.privacy.audit.result import AuditResult, check_levels
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.plan import Adjacency
 
 _PRECISION = 1e-7

@@ -14,9 +14,9 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 from scipy.stats import nct
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit.rates import Scores
 from fedrecall.privacy.audit.result import AuditResult, check_levels, checked_scores
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.errors import ScoreError, UsageError
 from fedrecall.protocol.plan import Adjacency
 

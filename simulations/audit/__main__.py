@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from fedrecall.simulations.audit.suite import CLEAN, as_text, passed, run_suite
+from fedrecall.simulations.audit.planting.suite import CLEAN, as_text, passed, run_suite
 
 
 def main() -> int:

@@ -14,18 +14,18 @@ import torch
 from fedrecall.protocol.errors import CorruptArtefact
 from fedrecall.protocol.files import read_bounded, write_json_atomic
 from fedrecall.protocol.jsontext import dumps
-from fedrecall.server.checkpoint import load_latest
-from fedrecall.server.rounds import ROUNDS
-from fedrecall.simulations.audit.attacks import SHARES, Step, attack_steps
-from fedrecall.simulations.audit.attempt import Attempt
-from fedrecall.simulations.audit.checks import CHECKS, attempt_check
-from fedrecall.simulations.audit.folder_checks import check_folder, replay
-from fedrecall.simulations.audit.opened import Opened, open_run, shortened
+from fedrecall.server.training.checkpoint import load_latest
+from fedrecall.server.training.rounds import ROUNDS
+from fedrecall.simulations.audit.attacks.steps import SHARES, Step, attack_steps
+from fedrecall.simulations.audit.checks.all import CHECKS, attempt_check
+from fedrecall.simulations.audit.checks.folder import check_folder, replay
 from fedrecall.simulations.audit.page import write_page
 from fedrecall.simulations.audit.time_left import TimeLeft
-from fedrecall.simulations.audit.trial import CONFIDENCE, DECISIONS, FAMILY, LEVEL, Trial
-from fedrecall.simulations.sections import versions
-from fedrecall.simulations.world import Progress
+from fedrecall.simulations.audit.watching.attempt import Attempt
+from fedrecall.simulations.audit.watching.opened import Opened, open_run, shortened
+from fedrecall.simulations.audit.watching.trial import CONFIDENCE, DECISIONS, FAMILY, LEVEL, Trial
+from fedrecall.simulations.runs.sections import versions
+from fedrecall.simulations.training.world import Progress
 
 AUDIT_JSON, AUDIT_HTML = "audit.json", "audit.html"
 NEVER_TESTED = (

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 from fedrecall.simulations.report.words import duration
-from fedrecall.simulations.world import Progress
+from fedrecall.simulations.training.world import Progress
 
 
 class TimeLeft:

@@ -1,4 +1,7 @@
-"""Honest baselines: fitted on training events, tuned on validation, given the same context as the model."""
+"""Honest baselines: fitted on training events, tuned on validation, given the same context as the model.
+
+The leak probe beside them is a dishonest one, for the evaluation to be tried on.
+"""
 
 from fedrecall.simulations.baselines.ease import Ease
 from fedrecall.simulations.baselines.histories import Cooccurrence, count_cooccurrence, weighted_histories

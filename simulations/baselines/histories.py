@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from scipy import sparse
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.evaluation.evaluate import item_owners
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Int64
 from scipy import sparse
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.simulations.baselines.histories import (
     Cooccurrence,

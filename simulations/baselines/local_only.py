@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.simulations.data.dataset import Catalogue
 
 

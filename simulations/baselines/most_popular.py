@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.simulations.evaluation.evaluate import item_owners
 
 

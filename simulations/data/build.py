@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from fedrecall.client.events import Events
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.events import Events
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.dataset import Catalogue, Dataset
 from fedrecall.simulations.data.items import ItemFile

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrecall.client.tables import Progress
+from fedrecall.client.events.tables import Progress
 from fedrecall.simulations.data.registry import load_dataset
 
 

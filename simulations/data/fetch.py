@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedrecall.client.tables import Progress
+from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import CorruptArtefact, DataError
 from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder
 from fedrecall.simulations.data.known import KNOWN

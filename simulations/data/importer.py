@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedrecall.client.cleaning import clean_events
-from fedrecall.client.events import EventColumns, Events, read_events
-from fedrecall.client.tables import Column, Layout, Progress
+from fedrecall.client.events.cleaning import clean_events
+from fedrecall.client.events.events import EventColumns, Events, read_events
+from fedrecall.client.events.tables import Column, Layout, Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.protocol.files import write_json_atomic
 from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder, sha256_of_files
@@ -33,9 +33,9 @@ class ImportSpec:
         name: the data set's name from now on.
         user, item, time, event, weight: columns of the event files; ``None`` where they have none. Without
             times, file order is time order.
-        time_format: as ``fedrecall.client.times.parse_times``.
+        time_format: as ``fedrecall.client.events.times.parse_times``.
         event_weights: weight of each event type; types outside the map are dropped and reported.
-        separator, encoding, header: as ``fedrecall.client.tables.Layout``.
+        separator, encoding, header: as ``fedrecall.client.events.tables.Layout``.
         items_file: the public catalogue; events of other items are dropped and reported.
         item_id, title, categories: its columns. It has a header if ``item_id`` is a name, else as ``header``
             says; its separator is found by itself.

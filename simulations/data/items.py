@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedrecall.client.parsing import read_table
-from fedrecall.client.tables import Column, Layout, Progress, Table
+from fedrecall.client.events.parsing import read_table
+from fedrecall.client.events.tables import Column, Layout, Progress, Table
 from fedrecall.protocol.errors import DataError
 
 
@@ -32,7 +32,7 @@ class ItemFile:
 def read_items(
     path: Path, columns: ItemColumns, layout: Layout | None = None, progress: Progress | None = None
 ) -> ItemFile:
-    """Read an item file; raises DataError as ``fedrecall.client.parsing.read_table`` does.
+    """Read an item file; raises DataError as ``fedrecall.client.events.parsing.read_table`` does.
 
     Of items with one identifier the first is kept; lines without an identifier are dropped.
     """

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fedrecall.client.cleaning import clean_events
-from fedrecall.client.events import EventColumns, Events, RawEvents, read_events
-from fedrecall.client.parsing import read_table
-from fedrecall.client.tables import Column, Layout, Progress, Table
+from fedrecall.client.events.cleaning import clean_events
+from fedrecall.client.events.events import EventColumns, Events, RawEvents, read_events
+from fedrecall.client.events.parsing import read_table
+from fedrecall.client.events.tables import Column, Layout, Progress, Table
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.items import ItemColumns, ItemFile, collect_items, read_items
 from fedrecall.simulations.data.known import KNOWN, missing_files

@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from fedrecall.client.tables import Progress
+from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.build import CatalogueChoice, build_dataset
 from fedrecall.simulations.data.cache import cache_folder, check_folder, sha256_of_files

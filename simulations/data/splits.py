@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import ConfigError, DataError
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.simulations.data.dataset import Dataset

@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.protocol.randomness import public_rng
 from fedrecall.simulations.data.dataset import Catalogue, Dataset

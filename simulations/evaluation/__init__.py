@@ -1,1 +1,1 @@
-"""Evaluation: exact masked ranking, metrics, paired comparisons and the leak probe."""
+"""Evaluation: exact masked ranking, metrics and paired comparisons."""

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Int64
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import DataError, UsageError
 from fedrecall.simulations.data.dataset import Catalogue
 from fedrecall.simulations.data.splits import Split, Targets

@@ -1,4 +1,4 @@
-"""Ranking metrics, as BENCHMARKS.md defines them.
+"""Ranking metrics; each function's docstring is its definition.
 
 Accuracy metrics take the ranks of all relevant items (0 is best, ``UNRANKED`` when masked) grouped by user,
 and return one number a user. List metrics take top lists ``[users, k]``, best first, filled up with -1.

@@ -46,7 +46,7 @@ class Picture:
 
 
 def write_report(run: Mapping[str, Any], out: Path) -> None:
-    """Write the page of ``run`` (the content of ``run.json``, DESIGN.md) to the file ``out``, atomically.
+    """Write the page of ``run`` (the content of ``run.json``) to the file ``out``, atomically.
 
     Sections whose part of ``run`` is absent are left out. The same run gives the same bytes. Texts from the
     run are escaped. Raises KeyError when a part that the contract demands is missing.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedrecall.privacy.accounting import ADVERSARIES, epsilon_curve
+from fedrecall.privacy.accounting.accounting import ADVERSARIES, epsilon_curve
 from fedrecall.protocol.plan import Plan
 from fedrecall.simulations.report.pictures import Line, line_chart, standalone
 from fedrecall.simulations.report.words import UNITS, small

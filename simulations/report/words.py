@@ -112,7 +112,7 @@ def small(value: float) -> str:
 
 
 def bounds(adversaries: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
-    """Say each bound with all that it depends on, never a bare number (PRIVACY.md), and each lack of one.
+    """Say each bound with all that it depends on, never a bare number, and each lack of one.
 
     ``adversaries`` are the rows of ``privacy.adversaries`` in ``run.json``. Those with the same bound, on the
     same assumptions, share a sentence; an unbounded one gives its reason.

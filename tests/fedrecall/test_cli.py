@@ -20,9 +20,9 @@ from fedrecall.cli.app import app, call
 from fedrecall.cli.console import Output, ProgressBars, ProgressLines, table
 from fedrecall.cli.run import resume_command
 
+from ..house import ROOT
 from .commands import answer, write_run
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-c", "from fedrecall.cli import main; main()"]
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -8,10 +8,10 @@ import pytest
 
 from fedrecall.cli.app import call
 from fedrecall.cli.chart import text_chart
-from fedrecall.privacy.correlated import coefficients, sensitivity
-from fedrecall.privacy.gaussian import gaussian_mu
+from fedrecall.privacy.accounting.gaussian import gaussian_mu
+from fedrecall.privacy.mechanisms.correlated import coefficients, sensitivity
 from fedrecall.simulations.config import parse_config
-from fedrecall.simulations.plan import plan_for
+from fedrecall.simulations.training.plan import plan_for
 
 MU = gaussian_mu(8.0, 1e-5)
 COHORTS = ["-c", "rounds.cohort=200", "-c", "rounds.count=12"]

@@ -9,7 +9,7 @@ from fedrecall.cli.app import call
 from fedrecall.cli.console import Output
 from fedrecall.cli.run import summary
 from fedrecall.protocol.item_table import ItemTable
-from fedrecall.server.release import write_release
+from fedrecall.server.recall.release import write_release
 
 from .commands import answer, write_run
 
@@ -80,7 +80,7 @@ def test_the_index_is_built_searched_and_bound_to_its_table(released, capsys):
 
 
 def test_calibrate_meets_the_anchor_of_the_closed_form(capsys):
-    """Epsilon 8 at delta 1e-5 is mu 1.666 (PRIVACY.md), so 4 releases need sigma 2 / 1.666."""
+    """Epsilon 8 at delta 1e-5 is mu 1.666 (docs/privacy.md, anchors), so 4 releases need sigma 2 / 1.666."""
     found = answer(capsys, "privacy", "calibrate", "--epsilon", "8", "--delta", "1e-5", "--steps", "4")
     assert found["noise_multiplier"] == pytest.approx(2 / 1.666, rel=2e-3)
     rows = {row["name"]: row for row in found["adversaries"]}

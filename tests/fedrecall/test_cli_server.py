@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from fedrecall.cli.app import call
-from fedrecall.client.folder import DeviceFolder
-from fedrecall.privacy.accounting import account_adversary
-from fedrecall.privacy.budget import Budget
+from fedrecall.client.device.folder import DeviceFolder
+from fedrecall.privacy.accounting.accounting import account_adversary
+from fedrecall.privacy.accounting.budget import Budget
 from fedrecall.protocol.invitation import Invitation
-from fedrecall.server.content_features import content_features
-from fedrecall.server.job import Job
+from fedrecall.server.deployment.job import Job
+from fedrecall.server.training.content_features import content_features
 
-from ..server.test_roster import public_key
+from ..server.deployment.test_roster import public_key
 
 SMALL = ["-c", "model.dim=8", "-c", "model.heads=2", "-c", "model.hidden=16", "-c", "local.negatives=8"]
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from fedrecall.cli.app import call
-from fedrecall.client.folder import DeviceFolder
+from fedrecall.client.device.folder import DeviceFolder
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.tensors import pack
-from fedrecall.server.release import write_release
+from fedrecall.server.recall.release import write_release
 
-from ..client.small_devices import invitation_of, world_of
+from ..client.device.small_devices import invitation_of, world_of
+from ..house import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOISY = (Mechanism(name="rounds", clip_norm=0.3, noise_multiplier=5.0, steps=9),)
 EVENTS = "".join(f'{{"item": "i{n}", "time": {n}, "type": "view"}}\n' for n in range(6))
 BUDGET = ("--epsilon", "2", "--delta", "1e-5")

@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from fedrecall.cli.app import call
-from fedrecall.privacy.ledger import Ledger
+from fedrecall.privacy.ledger.ledger import Ledger
 from fedrecall.protocol.plan import Plan
 
-from ..simulations.small_runs import flags, start_cli
+from ..simulations.runs.small_runs import flags, start_cli
 
 EVERYTHING = (
     "evaluation.baselines=true",

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from fedrecall.cli.app import call
-from fedrecall.privacy.device_ledger import Budget, DeviceLedger
-from fedrecall.privacy.gaussian import gaussian_epsilon
-from fedrecall.privacy.ledger import Ledger
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
+from fedrecall.privacy.ledger.device_ledger import Budget, DeviceLedger
+from fedrecall.privacy.ledger.ledger import Ledger
 from fedrecall.protocol.manifest import write_manifest
 from fedrecall.protocol.plan import Mechanism, Plan
 

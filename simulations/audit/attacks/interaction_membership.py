@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
 from fedrecall.simulations.audit.attacks.items import Scorers
 from fedrecall.simulations.audit.attacks.scores import Guesses, best_of
-from fedrecall.simulations.world import World
+from fedrecall.simulations.training.world import World
 
 _LEAST = 5
 """Items of a device that enters the game: one of fewer would lose its history to the coins."""

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from fedrecall.client.cohort import Cohort
-from fedrecall.client.negatives import draw_negatives
-from fedrecall.client.store import EventStore
+from fedrecall.client.events.store import EventStore
+from fedrecall.client.training.cohort import Cohort
+from fedrecall.client.training.negatives import draw_negatives
 from fedrecall.models.recall import ITEM_ID
-from fedrecall.privacy.mechanisms import gaussian_sum
-from fedrecall.privacy.noise import SeededNoise
+from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum
+from fedrecall.privacy.mechanisms.noise import SeededNoise
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.records import Arrays
-from fedrecall.server.rounds import ROUNDS
+from fedrecall.server.training.rounds import ROUNDS
 from fedrecall.simulations.audit.attacks.robust import Robust, aggregate_all
 from fedrecall.simulations.config import parse_config
-from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.world import World, trained_names
+from fedrecall.simulations.training.plan import plan_for
+from fedrecall.simulations.training.world import World, trained_names
 
 TABLE = "item table trained, "
 """Begins the names of attacks on a run that trains the item table."""

@@ -16,7 +16,7 @@ from fedrecall.privacy.audit import AuditResult, clopper_pearson_split_bound
 from fedrecall.protocol.errors import ScoreError
 from fedrecall.protocol.plan import Adjacency
 from fedrecall.simulations.audit.attacks.logistic import fit, log_probabilities
-from fedrecall.simulations.audit.attempt import Attempt, Verdict
+from fedrecall.simulations.audit.watching.attempt import Attempt, Verdict
 
 CONFIDENCE = 0.95
 """Of the intervals of AUC."""

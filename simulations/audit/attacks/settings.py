@@ -7,13 +7,13 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int64
 
-from fedrecall.privacy.accounting import Adversary, account_adversary
-from fedrecall.privacy.noise import SeededNoise
+from fedrecall.privacy.accounting.accounting import Adversary, account_adversary
+from fedrecall.privacy.mechanisms.noise import SeededNoise
 from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays
-from fedrecall.server.rounds import ROUNDS
-from fedrecall.server.sampling import Sampler
+from fedrecall.server.training.rounds import ROUNDS
+from fedrecall.server.training.sampling import Sampler
 from fedrecall.simulations.audit.attacks.observed import (
     TABLE,
     View,
@@ -25,7 +25,7 @@ from fedrecall.simulations.audit.attacks.observed import (
 )
 from fedrecall.simulations.audit.attacks.robust import ROBUST, Robust
 from fedrecall.simulations.audit.attacks.scores import Claim
-from fedrecall.simulations.world import World, cohort_of
+from fedrecall.simulations.training.world import World, cohort_of
 
 _ROUNDS = 10
 """Rounds of a noised sum that an adversary averages over, at most: the plan's, where it has fewer."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit import (
     AuditResult,
     clopper_pearson_bound,
@@ -16,7 +17,6 @@ from fedrecall.privacy.audit import (
     one_run_gaussian_bound,
     white_box_bound,
 )
-from fedrecall.privacy.gaussian import gaussian_epsilon
 
 from .scores import Sides, one_run_scores
 

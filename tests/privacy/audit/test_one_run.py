@@ -4,10 +4,10 @@ from scipy.optimize import linprog
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import binom, norm
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit import one_run_bound, one_run_gaussian_bound, one_run_p_value
 from fedrecall.privacy.audit.guessing import Game, play
 from fedrecall.privacy.audit.one_run_gaussian import refutes_mu
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.errors import ScoreError, UsageError
 
 from .scores import hull_rules, one_run_scores, quantiles

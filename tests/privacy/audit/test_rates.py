@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit import (
     clopper_pearson_bound,
     clopper_pearson_split_bound,
@@ -11,7 +12,6 @@ from fedrecall.privacy.audit import (
     gaussian_split_bound,
 )
 from fedrecall.privacy.audit.rates import candidates, rate_bounds, split_scores, upper_rate
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.errors import ScoreError, UsageError
 
 from .scores import quantiles

@@ -7,6 +7,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm, t
 
+from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit import (
     canary_cosines,
     canary_projections,
@@ -15,7 +16,6 @@ from fedrecall.privacy.audit import (
     white_box_bound,
 )
 from fedrecall.privacy.audit.one_shot import normals_epsilon
-from fedrecall.privacy.gaussian import gaussian_epsilon
 from fedrecall.protocol.errors import ScoreError, UsageError
 
 from .scores import quantiles

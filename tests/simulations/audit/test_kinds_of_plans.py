@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedrecall.simulations.audit import run_audit
-from tests.simulations.small_runs import small_run
+from tests.simulations.runs.small_runs import small_run
 
 KINDS = {
     "poisson": ("user-eps8", ("rounds.cohort=60",)),

@@ -13,7 +13,7 @@ from fedrecall.cli.app import call
 from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.simulations.audit import run_audit
 from fedrecall.simulations.audit.page import render
-from tests.simulations.small_runs import small_run
+from tests.simulations.runs.small_runs import small_run
 
 TINY = ("rounds.count=3", "start.items=40", "privacy.clip_norm=0.05")
 
@@ -107,7 +107,7 @@ def test_a_charge_that_is_missing_is_broken(run: Path, monkeypatch: pytest.Monke
 
 
 def test_an_earlier_ledger_put_back_whole_is_broken(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fedrecall.privacy.ledger import Ledger
+    from fedrecall.privacy.ledger.ledger import Ledger
 
     folder_only(monkeypatch)
     plan = Ledger.read(run / "ledger.jsonl").plan
@@ -122,8 +122,8 @@ def test_a_release_of_other_noise_is_not_what_the_seed_gives(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Noise at half the size, with everything else in order: nothing in the folder shows it but the replay."""
-    from fedrecall.server import rounds
-    from fedrecall.simulations.audit.seeded_bugs import BUGS
+    from fedrecall.server.training import rounds
+    from fedrecall.simulations.audit.planting.seeded_bugs import BUGS
 
     folder_only(monkeypatch)
     before = rounds.gaussian_sum

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrecall.simulations.plan import plan_for
-from fedrecall.simulations.training import start_arrays
-from fedrecall.simulations.wiring import prepare
-from fedrecall.simulations.world import World
+from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.training.plan import plan_for
+from fedrecall.simulations.training.start import start_arrays
+from fedrecall.simulations.training.world import World
 
-from ...small_runs import small_config
+from ...runs.small_runs import small_config
 
 
 @pytest.fixture(scope="session")

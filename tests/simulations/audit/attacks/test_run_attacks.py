@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from fedrecall.simulations.audit.attacks import SHARES, attack_steps, in_time
+from fedrecall.simulations.audit.attacks.steps import SHARES, attack_steps, in_time
 
 
 def attacked(world, arrays, seconds, progress=lambda *_: None):

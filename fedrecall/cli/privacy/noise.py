@@ -1,0 +1,182 @@
+"""``fedrecall privacy calibrate`` and ``fit``: the noise that a promise needs, and the plan that fits a budget."""
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedrecall.protocol.plan import Plan
+
+UnitOption = Annotated[Literal["user", "interaction"], typer.Option(help="What neighbours differ in.")]
+TrustOption = Annotated[Literal["central", "local", "distributed"], typer.Option(help="Who adds the noise.")]
+Kind = Literal["everyone", "poisson", "fixed_size", "limited"]
+_DELTA = 1e-5
+
+
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="The bound against released-model.")],
+    delta: Annotated[float, typer.Option(help="Usually below one over the number of devices.")],
+    steps: Annotated[int, typer.Option(min=1, help="Number of releases.")],
+    sampling: Annotated[Kind | None, typer.Option(help="Who takes part; by the other options if absent.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="Share of the devices in a release.")] = None,
+    cohort_size: Annotated[int | None, typer.Option(min=1, help="Instead of the rate: devices of a release.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Enrolled devices.")] = None,
+    participations: Annotated[int | None, typer.Option(help="Limited: the most often that one takes part.")] = None,
+    min_gap: Annotated[int | None, typer.Option(help="Limited: its rounds lie at least so far apart.")] = None,
+    bands: Annotated[int | None, typer.Option(help="Limited: rounds of correlated noise; the best if absent.")] = None,
+    unit: UnitOption = "user",
+    trust: TrustOption = "central",
+    adjacency: Annotated[
+        Literal["add_remove", "replace_one", "zero_out"] | None,
+        typer.Option(help="How neighbours differ; if absent what is sound for unit, trust and sampling."),
+    ] = None,
+    min_survivors: Annotated[int, typer.Option(min=0, help="Below so many contributions a release is void.")] = 0,
+    colluders: Annotated[int, typer.Option(min=0, help="Distributed: survivors whose noise may be known.")] = 0,
+    format: FormatOption = "text",
+) -> None:
+    """Find the noise multiplier with which so many releases spend this epsilon."""
+    from fedrecall.privacy.accounting.accounting import cross_check
+    from fedrecall.privacy.accounting.calibration import fit_noise
+    from fedrecall.privacy.accounting.candidates import sound_adjacency
+    from fedrecall.privacy.mechanisms.correlated import best_bands
+    from fedrecall.protocol.plan import Mechanism, Plan
+
+    enrolled = devices or max(1, min_survivors)
+    if cohort_size is not None:
+        if devices is None or sample_rate is not None:
+            raise UsageError(f"--cohort-size {cohort_size} is a share of --devices: give both, and no --sample-rate")
+        sample_rate = cohort_size / devices
+    limited = sampling == "limited" or (sampling is None and participations is not None)
+    if limited and participations and min_gap:
+        sample_rate = sample_rate or 1 / max(min_gap, -(-steps // participations))
+        bands = bands or best_bands(steps, participations, min_gap)
+    rate = 1.0 if sample_rate is None else sample_rate
+    kind: Kind = sampling or ("limited" if limited else "everyone" if rate == 1.0 else "poisson")
+
+    release = Mechanism(
+        name="release",
+        sampling=kind,
+        sample_rate=rate,
+        clip_norm=1.0,
+        steps=steps,
+        adjacency=adjacency or sound_adjacency(unit, trust, kind),
+        participations=participations,
+        min_gap=min_gap,
+        bands=bands or 1,
+        min_survivors=min_survivors,
+    )
+    plan = Plan(unit=unit, trust=trust, delta=delta, devices=enrolled, mechanisms=(release,), colluders=colluders)
+    if trust == "distributed" and min_survivors <= colluders:
+        raise UsageError(f"--min-survivors {min_survivors} must be above --colluders {colluders}: they share the noise")
+    output = Output(format)
+    with output.working():
+        found = fit_noise(plan, epsilon, {release.name: 1.0})
+        multiplier = found.mechanisms[0].noise_multiplier
+        checks = cross_check(found)
+        data: dict[str, Any] = {
+            "noise_multiplier": multiplier,
+            "target_epsilon": epsilon,
+            "unit": unit,
+            "mechanism": asdict(found.mechanisms[0]),
+            "adversaries": adversary_rows(found),
+            "cross_check": checks,
+        }
+    said = f"noise multiplier {multiplier:.6g} (standard deviation of the noise in the sum over the clip norm)"
+    if trust == "distributed":
+        share = multiplier / math.sqrt(min_survivors - colluders)
+        said += f"; each device's share of it: {share:.6g}"
+        data["share_noise_multiplier"] = share
+    names = {"pld": "PLD", "rdp": "RDP", "closed_form": "closed form"}
+    sides = ", ".join(f"{names[k]} {'-' if v is None else f'{v:.4f}'}" for k, v in checks.items())
+    terms = f"unit {unit}, delta {delta:g}, {found.mechanisms[0].adjacency}, against released-model"
+    output.answer(data, said, *shown(found, data["adversaries"]), f"Cross-check of epsilon ({terms}): {sides}")
+
+
+def fit(
+    devices: Annotated[int, typer.Option(min=1, help="Enrolled devices.")],
+    epsilon: Annotated[float, typer.Option(help="The budget against released-model.")],
+    delta: Annotated[float | None, typer.Option(help="If absent 1e-5, or a tenth of one over the devices.")] = None,
+    unit: UnitOption = "user",
+    trust: TrustOption = "central",
+    sampling: Annotated[Kind | None, typer.Option(help="The kind of cohort; if absent all kinds that can pay.")] = None,
+    share: Annotated[float, typer.Option(help="Of the budget's mu^2, for the rounds; the start has the rest.")] = 1.0,
+    dimension: Annotated[int | None, typer.Option(min=1, help="How many numbers the rounds train.")] = None,
+    clip: Annotated[float | None, typer.Option(help="The clip; if absent, noise is in units of it.")] = None,
+    rounds: Annotated[int, typer.Option(help="The most rounds.")] = 1000,
+    min_rounds: Annotated[int, typer.Option(help="The fewest rounds worth training.")] = 10,
+    cohort: Annotated[int | None, typer.Option(min=1, help="The most devices of a round.")] = None,
+    device_rounds: Annotated[float | None, typer.Option(help="The most rounds a device, as expected.")] = None,
+    uplink: Annotated[float | None, typer.Option(help="The most bytes a device sends; needs --dimension.")] = None,
+    show: Annotated[int, typer.Option(min=1, help="How many plans to show.")] = 8,
+    choose: Annotated[int, typer.Option(min=1, help="Of which plan to print the configuration.")] = 1,
+    format: FormatOption = "text",
+) -> None:
+    """List the cohorts, rounds and noise that fit a budget, a number of devices and what each may spend."""
+    from fedrecall.cli.privacy.fit import configuration, explained, row, rows_table
+    from fedrecall.privacy.accounting.candidates import Need
+    from fedrecall.privacy.accounting.planner import fit_plans
+
+    if uplink is not None:
+        if dimension is None:
+            raise UsageError(f"--uplink {uplink:g} needs --dimension: an update is four bytes a number")
+        device_rounds = min(device_rounds or math.inf, uplink / (4 * dimension))
+    output = Output(format)
+    with output.working() as progress:
+        need = Need(
+            devices=devices,
+            epsilon=epsilon,
+            delta=delta or min(_DELTA, 0.1 / devices),
+            unit=unit,
+            trust=trust,
+            samplings=(sampling,) if sampling else (),
+            share=share,
+            dimension=dimension,
+            clip_norm=clip or 1.0,
+            min_rounds=min_rounds,
+            max_rounds=rounds,
+            max_cohort=cohort,
+            max_device_rounds=device_rounds,
+        )
+        fits = fit_plans(need, show, lambda done, total: progress("plans", done, total))
+        if choose > len(fits):
+            raise UsageError(f"--choose is {choose}: there are {len(fits)} plans; raise --show")
+        toml, reason = configuration(need, fits[choose - 1], clip)
+    data = {
+        "unit": unit,
+        "delta": need.delta,
+        "fits": [row(found) for found in fits],
+        "chosen": choose,
+        "configuration": toml,
+        "reason": reason,
+    }
+    output.answer(data, rows_table(need, fits), *explained(need, fits[choose - 1], choose), toml or reason)
+
+
+def adversary_rows(plan: "Plan") -> list[dict[str, Any]]:
+    """Return the rows of ``account`` as plain data."""
+    from fedrecall.privacy.accounting.accounting import account
+
+    return [asdict(row) for row in account(plan)]
+
+
+def shown(plan: "Plan", adversaries: list[dict[str, Any]]) -> list[Table | str]:
+    """Return a plan's releases and bounds for people."""
+    from fedrecall.simulations.report.words import bounds, sampler, settings
+    from fedrecall.simulations.runs.sections import mechanism_section
+
+    head = ["name", "steps", "who takes part", "clip_norm", "noise_multiplier", "adjacency"]
+    rows = [
+        [m.name, m.steps, sampler(asdict(m)), m.clip_norm, m.noise_multiplier, m.adjacency] for m in plan.mechanisms
+    ]
+    remarks = [f"{m.name}: {text}" for m in plan.mechanisms for text in settings(mechanism_section(m))]
+    return [
+        table(f"releases, unit {plan.unit}, trust {plan.trust}", head, rows),
+        *remarks,
+        *bounds(adversaries, plan.unit),
+    ]

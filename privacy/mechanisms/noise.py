@@ -1,0 +1,148 @@
+"""Where noise comes from: secure in earnest, seeded and stamped in a simulation. Never public randomness.
+
+``SecureNoise`` expands keys from the operating system, or one secret key, with ChaCha20 (RFC 8439) and inverts
+the normal distribution function on 53 uniform bits and a sign, so that the tails reach 8.3 standard deviations.
+The noise is a double, and the doubles around a signal are unevenly spaced (Mironov 2012, "On significance of
+the least significant bits"): whoever adds it snaps the sum to a grid, as ``fedrecall.privacy.mechanisms.mechanisms``
+does.
+
+``SeededNoise`` can be drawn again, hence subtracted, by whoever knows its seed: it protects nobody.
+"""
+
+import hashlib
+import hmac
+import math
+import os
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from scipy.special import ndtri
+
+from fedrecall.protocol.errors import PlanError
+from fedrecall.protocol.plan import Plan
+
+_BLOCK = 1 << 20  # normals a time: bounds memory, and keeps one ChaCha20 key far below its 2^38 bytes a nonce
+_KEY_BYTES = 32
+
+
+class NoiseSource(Protocol):
+    """Draws independent normal noise; each call goes on where the last one stopped.
+
+    Attributes:
+        simulated: somebody can draw the same noise again.
+    """
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the noise comes from a known seed."""
+        ...
+
+    def normal(self, shape: tuple[int, ...], std: float, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
+        """Return N(0, std^2) of ``shape`` in float64 or float32; PlanError for another dtype or a bad std."""
+        ...
+
+
+class SecureNoise:
+    """Noise for deployments: a fresh 256-bit key from ``os.urandom`` for every million draws.
+
+    With ``key`` every such key is derived from it instead (HMAC-SHA-256), so that a server that kept it draws the
+    same noise after a crash. Whoever holds the key can subtract the noise, and so can whoever sees two sums with
+    the noise of the same labels: keep it where only the server reads it, one key to a plan, one list of labels to a
+    sum, and destroy it with the last release.
+
+    Args:
+        key: 32 secret bytes from ``os.urandom``, or none for noise that nobody can draw again.
+        labels: what the noise is for, with a key: other labels, independent draws.
+
+    Raises:
+        PlanError: the key has another length, or there are labels without a key.
+    """
+
+    simulated = False
+
+    def __init__(self, key: bytes | None = None, *labels: str | int) -> None:
+        if key is not None and len(key) != _KEY_BYTES:
+            raise PlanError(f"the noise key has {len(key)} bytes: draw {_KEY_BYTES} from os.urandom")
+        if key is None and labels:
+            raise PlanError(
+                f"the noise has labels {labels} and no key: fresh noise cannot be drawn again by its labels"
+            )
+        self._stream = None if key is None else hmac.digest(key, _spelled("fedrecall.noise", *labels), "sha256")
+        self._blocks = 0
+
+    def normal(self, shape: tuple[int, ...], std: float, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
+        """See ``NoiseSource``."""
+        kind = noise_kind(std, dtype)
+        out = np.empty(math.prod(shape), dtype=kind)
+        for start in range(0, out.size, _BLOCK):
+            block = out[start : start + _BLOCK]
+            block[:] = _standard_normal(block.size, self._block_key()) * std
+        return out.reshape(shape)
+
+    def _block_key(self) -> bytes:
+        if self._stream is None:
+            return os.urandom(_KEY_BYTES)
+        self._blocks += 1
+        return hmac.digest(self._stream, self._blocks.to_bytes(8, "big"), "sha256")
+
+
+class SeededNoise:
+    """Noise of a simulation: the same seed and labels give the same draws, other ones independent draws.
+
+    Args:
+        seed: of the run; known.
+        labels: what the noise is for; a ledger's key, say plan digest, mechanism and round.
+    """
+
+    simulated = True
+
+    def __init__(self, seed: int, *labels: str | int) -> None:
+        text = _spelled("fedrecall.noise", int(seed), *labels)
+        key = int.from_bytes(hashlib.sha256(text).digest()[:16], "big")
+        self._rng = np.random.Generator(np.random.Philox(key=key))
+
+    def normal(self, shape: tuple[int, ...], std: float, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
+        """See ``NoiseSource``."""
+        kind = noise_kind(std, dtype)
+        return np.asarray(self._rng.standard_normal(shape) * std, dtype=kind)
+
+
+def _spelled(*parts: str | int) -> bytes:
+    # Each part carries its length, so that no two lists of labels spell the same text.
+    typed = [f"{type(part).__name__}:{part}" for part in parts]
+    return "".join(f"{len(p)}:{p}" for p in typed).encode()
+
+
+def check_noise(noise: NoiseSource, plan: Plan) -> None:
+    """Refuse seeded noise outside a simulation, and secure noise inside one: a replay there is charged once only."""
+    if noise.simulated and not plan.simulated:
+        raise PlanError("the noise is seeded, so it can be subtracted, and the plan is in earnest: use SecureNoise")
+    if plan.simulated and not noise.simulated:
+        raise PlanError("the plan is simulated and its noise cannot be replayed: use SeededNoise")
+
+
+def _standard_normal(count: int, key: bytes) -> npt.NDArray[np.float64]:
+    # The nonce may be fixed because no key serves twice.
+    keystream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    bits = np.frombuffer(keystream.update(bytes(8 * count)), dtype="<u8")
+    # A point of the lower half of the distribution, never 0, then a fair sign: both tails are equally fine.
+    half = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-54
+    normal: npt.NDArray[np.float64] = ndtri(half)
+    np.negative(normal, out=normal, where=(bits & np.uint64(1)).astype(bool))
+    return normal
+
+
+def noise_kind(std: float, dtype: npt.DTypeLike) -> type[np.floating]:
+    """Return float32 or float64 as asked; PlanError for another dtype, and for a std that is negative or not finite."""
+    if not (math.isfinite(std) and std >= 0):
+        raise PlanError(f"the noise's std is {std}: choose it finite and at least 0")
+    kinds: dict[object, type[np.floating]] = {
+        np.dtype(np.float32): np.float32,
+        np.dtype(np.float64): np.float64,
+    }
+    kind = kinds.get(np.dtype(dtype))
+    if kind is None:
+        raise PlanError(f"the noise's dtype is {np.dtype(dtype)}: choose float32 or float64")
+    return kind

@@ -1,0 +1,95 @@
+"""Opacus per-sample clipping, for any module. The one file that imports Opacus.
+
+Opacus computes the gradient of each sample and clips it; noise is added by whoever the plan says, to the dense
+sum, by ``fedrecall.privacy.mechanisms.mechanisms.gaussian_sum``: Opacus would noise only the rows of the device's local
+item table and from a generator that is not cryptographic (docs/privacy.md, rules 4 and 9).
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fedrecall.protocol.errors import FedrecallError
+
+
+class ClippedGradient:
+    """Computes the sum of clipped per-sample gradients of ``module``, whose forward returns a loss a sample.
+
+    Args:
+        module: takes batch-first tensors and returns losses [batch]; wrapped in place, once.
+        trained: names of the parameters that the clip covers, jointly. Every other parameter that needs a gradient
+            gets its plain one, which must stay where it is.
+    """
+
+    def __init__(self, module: nn.Module, trained: Sequence[str]) -> None:
+        """Wrap ``module``; raises FedrecallError for a name it does not have."""
+        parameters = dict(module.named_parameters())
+        if missing := sorted(set(trained) - set(parameters)):
+            raise FedrecallError(f"the module has no parameters {missing}; it has {sorted(parameters)}")
+        # Any: Opacus hangs attributes on parameters that torch does not know.
+        self._trained: dict[str, Any] = {name: parameters[name] for name in trained}
+        self._others: list[Any] = [p for name, p in parameters.items() if name not in self._trained and p.requires_grad]
+        self._module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
+        self._optimiser = DPOptimizer(
+            torch.optim.SGD(list(self._trained.values()), lr=1.0),
+            noise_multiplier=0.0,
+            max_grad_norm=1.0,
+            expected_batch_size=1,
+            loss_reduction="sum",
+        )
+
+    def __call__(self, inputs: Mapping[str, Any], clip_norm: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the clipped sum by name, and each sample's norm before the clip: private, infinite where invalid.
+
+        A sample whose gradient is not finite contributes zero (rule 5). The other parameters' ``grad`` holds their
+        plain gradient afterwards.
+
+        Args:
+            inputs: of the module, by name.
+            clip_norm: L2 bound of each sample's gradient over all ``trained`` parameters.
+        """
+        self._module.zero_grad(set_to_none=True)
+        with _integer_inputs():
+            self._module(**inputs).sum().backward()
+        norms = self._norms()
+        self._optimiser.max_grad_norm = clip_norm
+        self._optimiser.clip_and_accumulate()
+        sums = {name: p.summed_grad.detach().clone() for name, p in self._trained.items()}
+        self._optimiser.zero_grad(set_to_none=True)
+        for parameter in self._others:
+            parameter.grad_sample = None
+        return sums, norms
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Run the module without per-sample gradients, for local training that a gate clips as a whole."""
+        self._module.disable_hooks()
+        try:
+            with _integer_inputs():
+                yield
+        finally:
+            self._module.enable_hooks()
+
+    def _norms(self) -> Tensor:
+        """Return each sample's norm over all parameters together; zero the gradients of those that are not finite."""
+        gradients = [p.grad_sample for p in self._trained.values()]
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+        bad = ~torch.isfinite(norms).all(dim=0)
+        if bool(bad.any()):
+            for gradient in gradients:
+                gradient[bad] = 0.0
+        return torch.where(bad, torch.inf, torch.linalg.vector_norm(norms, dim=0))
+
+
+@contextmanager
+def _integer_inputs() -> Iterator[None]:
+    """Silence one warning: item numbers need no gradient, which torch reports from every hook on an embedding."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+        yield
