@@ -3,6 +3,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
 
+# Byte code is written at first use (see INSTALL): without it every process would compile all of torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

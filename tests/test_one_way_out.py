@@ -56,7 +56,8 @@ MAY = {
     "privacy": {
         *PLAIN,
         *("contextlib", "cryptography.hazmat.primitives", "datetime", "dp_accounting", "fcntl", "hashlib", "hmac"),
-        *("json", "numpy", "opacus.grad_sample", "opacus.optimizers", "operator", "os", "pathlib.Path", "scipy"),
+        *("itertools.count", "json", "mpmath", "numpy", "opacus.grad_sample", "opacus.optimizers", "operator", "os"),
+        *("pathlib.Path", "scipy"),
         *("torch", "warnings"),
     },
     "protocol": {

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.signal import lfilter
 
-from fedrecall.privacy.mechanisms.noise import NoiseSource, noise_kind
+from fedrecall.privacy.mechanisms.noise import NoiseSource, noise_kind, rounded
 from fedrecall.protocol.errors import PlanError
 
 Coefficients = Float64[np.ndarray, "bands"]
@@ -183,6 +183,10 @@ class _RoundNoise:
         drawn = self._array(self._calls, shape, std)
         self._calls += 1
         return drawn.astype(kind)
+
+    def added(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """Return ``values`` plus y of the round, rounded to the grid of the independent draws."""
+        return rounded(values + self.normal(np.shape(values), std), std)
 
 
 def _strategy(coefficients: Coefficients, steps: int) -> Float64[np.ndarray, "steps"]:

@@ -5,9 +5,9 @@ when it is replaced); the noise in the sum has a standard deviation of noise_mul
 coordinate, touched or not (Dwork and Roth 2014, appendix A; Balle and Wang 2018). Clip the noiseless signal,
 then noise it, once.
 
-What is released is snapped to a grid of at most std / 2^20: the lowest bits of a double plus a double of
-noise would tell which sums are possible (Mironov 2012). Snapping follows the noise, so it costs no
-privacy.
+What is released is rounded to a grid of at most std / 2^20, exactly (``fedrecall.privacy.mechanisms.noise``): the
+lowest bits of a double plus a double of noise would tell which sums are possible (Mironov 2012). Rounding follows the
+noise, so it costs no privacy.
 """
 
 import math
@@ -110,8 +110,7 @@ def _noised(name: str, array: np.ndarray, std: float, noise: NoiseSource) -> npt
         return wide
     if np.any(np.abs(wide) > std * 2.0**50):
         raise UpdateError(f"the sum {name!r} exceeds 2^50 times its noise, which would vanish in rounding: clip it")
-    grid = 2.0 ** max(math.floor(math.log2(std)) - 20, -1022)
-    return np.asarray(np.rint((wide + noise.normal(wide.shape, std)) / grid) * grid)
+    return noise.added(wide, std)
 
 
 def _std(mechanism: Mechanism) -> float:

@@ -1,10 +1,10 @@
 """Where noise comes from: secure in earnest, seeded and stamped in a simulation. Never public randomness.
 
-``SecureNoise`` expands keys from the operating system, or one secret key, with ChaCha20 (RFC 8439) and inverts
-the normal distribution function on 53 uniform bits and a sign, so that the tails reach 8.3 standard deviations.
-The noise is a double, and the doubles around a signal are unevenly spaced (Mironov 2012, "On significance of
-the least significant bits"): whoever adds it snaps the sum to a grid, as ``fedrecall.privacy.mechanisms.mechanisms``
-does.
+``SecureNoise`` expands keys from the operating system, or one secret key, with ChaCha20 (RFC 8439). What it adds is a
+real-valued Gaussian, rounded to a public grid exactly (``fedrecall.privacy.mechanisms.rounded_gaussian``): every point
+of the grid can come out, whatever the sum is, with the probability that the Gaussian gives it, so that nothing is left
+over that delta would have to pay for. (A double of noise would tell: the doubles around a signal are unevenly spaced;
+Mironov 2012, "On significance of the least significant bits".)
 
 ``SeededNoise`` can be drawn again, hence subtracted, by whoever knows its seed: it protects nobody.
 """
@@ -13,13 +13,14 @@ import hashlib
 import hmac
 import math
 import os
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from scipy.special import ndtri
 
+from fedrecall.privacy.mechanisms.rounded_gaussian import add_rounded
 from fedrecall.protocol.errors import PlanError
 from fedrecall.protocol.plan import Plan
 
@@ -28,7 +29,7 @@ _KEY_BYTES = 32
 
 
 class NoiseSource(Protocol):
-    """Draws independent normal noise; each call goes on where the last one stopped.
+    """Draws independent normal noise, on the grid of its std; each call goes on where the last one stopped.
 
     Attributes:
         simulated: somebody can draw the same noise again.
@@ -42,6 +43,15 @@ class NoiseSource(Protocol):
     def normal(self, shape: tuple[int, ...], std: float, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
         """Return N(0, std^2) of ``shape`` in float64 or float32; PlanError for another dtype or a bad std."""
         ...
+
+    def added(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """Return ``values + N(0, std^2)``, rounded to the grid of ``std``; PlanError for a bad std."""
+        ...
+
+
+def grid_of(std: float) -> float:
+    """Return the grid of noise of this scale: a power of two, std / 2^20 at most, and above std / 2^21."""
+    return 2.0 ** max(math.floor(math.log2(std)) - 20, -1022)
 
 
 class SecureNoise:
@@ -73,13 +83,21 @@ class SecureNoise:
         self._blocks = 0
 
     def normal(self, shape: tuple[int, ...], std: float, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
-        """See ``NoiseSource``."""
+        """See ``NoiseSource``: on the grid of ``std``."""
         kind = noise_kind(std, dtype)
-        out = np.empty(math.prod(shape), dtype=kind)
-        for start in range(0, out.size, _BLOCK):
-            block = out[start : start + _BLOCK]
-            block[:] = _standard_normal(block.size, self._block_key()) * std
-        return out.reshape(shape)
+        return self.added(np.zeros(shape), std).astype(kind, copy=False)
+
+    def added(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """See ``NoiseSource``: exact."""
+        noise_kind(std, np.float64)
+        flat = np.array(values, dtype=np.float64).reshape(-1)
+        if std > 0:
+            grid = grid_of(std)
+            for start in range(0, flat.size, _BLOCK):
+                block = flat[start : start + _BLOCK]
+                key = self._block_key()
+                block[:] = add_rounded(block / grid, std / grid, _words(key, 0, block.size), partial(_word, key)) * grid
+        return flat.reshape(np.shape(values))
 
     def _block_key(self) -> bytes:
         if self._stream is None:
@@ -108,6 +126,12 @@ class SeededNoise:
         kind = noise_kind(std, dtype)
         return np.asarray(self._rng.standard_normal(shape) * std, dtype=kind)
 
+    def added(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """See ``NoiseSource``."""
+        if std == 0:
+            return np.array(values, dtype=np.float64)
+        return rounded(values + self.normal(np.shape(values), std), std)
+
 
 def _spelled(*parts: str | int) -> bytes:
     # Each part carries its length, so that no two lists of labels spell the same text.
@@ -123,15 +147,21 @@ def check_noise(noise: NoiseSource, plan: Plan) -> None:
         raise PlanError("the plan is simulated and its noise cannot be replayed: use SeededNoise")
 
 
-def _standard_normal(count: int, key: bytes) -> npt.NDArray[np.float64]:
-    # The nonce may be fixed because no key serves twice.
-    keystream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
-    bits = np.frombuffer(keystream.update(bytes(8 * count)), dtype="<u8")
-    # A point of the lower half of the distribution, never 0, then a fair sign: both tails are equally fine.
-    half = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-54
-    normal: npt.NDArray[np.float64] = ndtri(half)
-    np.negative(normal, out=normal, where=(bits & np.uint64(1)).astype(bool))
-    return normal
+def rounded(values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+    """Return noised ``values`` rounded to the grid of ``std``."""
+    grid = grid_of(std)
+    return np.asarray(np.rint(values / grid) * grid)
+
+
+def _words(key: bytes, stream: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return words of one of the key's independent streams (ChaCha20's nonce); no key serves twice."""
+    cipher = Cipher(algorithms.ChaCha20(key, bytes(4) + stream.to_bytes(12, "little")), mode=None).encryptor()
+    return np.frombuffer(cipher.update(bytes(8 * count)), dtype="<u8")
+
+
+def _word(key: bytes, draw: int, number: int) -> int:
+    """Return a further word of a draw: its own stream, the first one being that of all draws' first words."""
+    return int(_words(key, draw + 1, number + 1)[number])
 
 
 def noise_kind(std: float, dtype: npt.DTypeLike) -> type[np.floating]:

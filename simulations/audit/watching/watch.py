@@ -231,6 +231,15 @@ class _WatchedNoise:
 
     def normal(self, shape: tuple[int, ...], std: float, dtype: Any = np.float64) -> Any:
         """Draw, and note whether the charge was on disk."""
+        self._note(std)
+        return self._source.normal(shape, std, dtype)
+
+    def added(self, values: Any, std: float) -> Any:
+        """Add noise, and note whether the charge was on disk."""
+        self._note(std)
+        return self._source.added(values, std)
+
+    def _note(self, std: float) -> None:
         # Correlated noise looks at its draws once before the first round: nothing is released of that.
         waiting = self._of[0] == ROUNDS and not self._seen.sizes
         if std > 0 and not waiting and (not self._seen.draws or self._seen.draws[-1][:2] != self._of):
@@ -239,4 +248,3 @@ class _WatchedNoise:
             except CorruptArtefact:
                 charged = False
             self._seen.draws.append((*self._of, charged))
-        return self._source.normal(shape, std, dtype)

@@ -62,7 +62,7 @@ def test_the_test_rejects_repeated_and_uniform_noise() -> None:
 def test_more_than_one_block_is_all_noise_with_both_tails(source: NoiseSource) -> None:
     noise = source.normal((1_500_000,), 1.0)
     assert is_gaussian(noise[-N:], 1.0)
-    assert len(np.unique(noise)) == len(noise)
+    assert len(np.unique(noise)) > 0.75 * len(noise)  # on a grid of 2^-20 some points come out twice
     for tail in (noise > 4.0, noise < -4.0):
         expected = 1_500_000 * stats.norm.sf(4.0)  # 47.5
         assert stats.binomtest(int(tail.sum()), 1_500_000, expected / 1_500_000).pvalue > 1e-4
@@ -70,8 +70,10 @@ def test_more_than_one_block_is_all_noise_with_both_tails(source: NoiseSource) -
 
 def test_secure_noise_never_repeats() -> None:
     a, b = SecureNoise(), SecureNoise()
-    draws = np.concatenate([s.normal((N // 4,), 1.0) for s in (a, b, a, b)])
-    assert len(np.unique(draws)) == len(draws)
+    draws = [s.normal((N // 4,), 1.0) for s in (a, b, a, b)]
+    # Some points of the grid come out twice by chance: 1,400 of 100,000.
+    assert len(np.unique(draws)) > 0.98 * N
+    assert np.abs(np.corrcoef(draws)[np.triu_indices(4, 1)]).max() < 0.03
     assert not a.simulated
 
 
@@ -104,8 +106,9 @@ def test_a_key_draws_what_it_always_drew() -> None:
     block = hmac.new(stream, (1).to_bytes(8, "big"), hashlib.sha256).digest()
     cipher = Cipher(algorithms.ChaCha20(block, bytes(16)), mode=None).encryptor()
     words = struct.unpack("<5Q", cipher.update(bytes(40)))
-    expected = [-((-1) ** (w & 1)) * stats.norm.isf(((w >> 11) + 0.5) / 2**54) for w in words]
-    np.testing.assert_allclose(SecureNoise(KEY, "rounds", 3).normal((5,), 1.0), expected, rtol=1e-12)
+    exact = [((-1) ** (w & 1)) * stats.norm.isf(((w >> 1) + 0.5) / 2**64) for w in words]
+    expected = [round(z * 2**20) / 2**20 for z in exact]
+    assert SecureNoise(KEY, "rounds", 3).normal((5,), 1.0).tolist() == expected
 
 
 def test_a_keyed_stream_asks_the_operating_system_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
