@@ -298,9 +298,9 @@ def test_each_mechanism_is_on_disk_before_the_next_is_asked_for_and_charged_befo
     drawn: list[list[str]] = []
 
     class Watching(SecureNoise):
-        def normal(self, *arguments: Any, **options: Any) -> Any:
+        def added(self, *arguments: Any, **options: Any) -> Any:
             drawn.append(made.charged())
-            return super().normal(*arguments, **options)
+            return super().added(*arguments, **options)
 
     def ask(*asked: Any) -> Iterator[Update]:
         saved = load_latest(made.job.folder / "checkpoints")
