@@ -12,4 +12,6 @@ if (_root / "pyproject.toml").is_file() and (_root / "protocol" / "records.py").
     __path__.append(str(_root))
 del _root, Path
 
-__version__ = "0.1.0"
+from fedrecall.protocol import VERSION  # noqa: E402  (found by the path above)
+
+__version__ = VERSION

@@ -4,7 +4,6 @@ import difflib
 import json
 import re
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrecall.client.config import LocalConfig, PersonalConfig
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.server.config import ServerConfig
+from fedrecall.simulations.presets.names import DEFAULT, preset_names, preset_text
 
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -230,12 +230,6 @@ class RunConfig(_Section):
         return self
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship."""
-    files = resources.files("fedrecall.simulations.presets").iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
-
-
 def load_config(
     path: Path | None = None,
     preset: str | None = None,
@@ -264,7 +258,7 @@ def load_config(
     """
     data: dict[str, Any] = {}
     if preset is not None or path is None:
-        _merge(data, _preset(preset or "user-eps8"))
+        _merge(data, _preset(preset or DEFAULT))
     if path is not None:
         _merge(data, _read(path))
     for text in overrides or []:
@@ -334,8 +328,7 @@ def _preset(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, preset_names(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"no preset {name!r}: {hint}there are {', '.join(preset_names())}")
-    text = (resources.files("fedrecall.simulations.presets") / f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(preset_text(name))
 
 
 def _read(path: Path) -> dict[str, Any]:

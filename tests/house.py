@@ -11,13 +11,14 @@ FLOORS = {"fedrecall": 5, "simulations": 4, "client": 3, "server": 3, "models": 
 
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "fedrecall/cli": (
-        ("chart", "console"),
+        ("chart", "console", "options"),
         ("data", "deployment", "doctor", "privacy", "results", "run", "tune"),
         ("audit", "index"),
         ("app",),
         ("__main__",),
     ),
     "simulations": (
+        ("presets",),
         ("config", "data"),
         ("evaluation", "training"),
         ("baselines", "report"),

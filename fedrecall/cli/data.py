@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedrecall.cli.console import FormatOption, Output, pairs, table
+from fedrecall.cli.options import DataPath
 from fedrecall.protocol.errors import UsageError
 
 app = typer.Typer(help="Data sets: list, fetch, import, describe.", no_args_is_help=True, rich_markup_mode=None)
@@ -16,7 +17,7 @@ _COLUMN = "Column by name, or by number from 1."
 @app.command("list")
 def list_(format: FormatOption = "text") -> None:
     """List the data sets that `run --dataset` takes."""
-    from fedrecall.simulations.data.registry import list_datasets
+    from fedrecall.simulations.data.places import list_datasets
 
     rows = list_datasets()
     head = ["name", "description", "users", "items", "interactions", "cached", "terms"]
@@ -102,7 +103,7 @@ def import_(
 @app.command("describe")
 def describe_(
     name: Annotated[str, typer.Argument(help="A name of `fedrecall data list`.")],
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    data_path: DataPath = None,
     format: FormatOption = "text",
 ) -> None:
     """Describe a data set in numbers: sizes, histories, times, popularity, what cleaning dropped."""

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.cli.options import ConfigFile, DataPath, DatasetOption, PresetOption, Settings
 from fedrecall.protocol.errors import FedrecallError
 
 SHOWN = ("recall@10", "recall@50", "ndcg@10")
@@ -15,19 +16,17 @@ SHOWN = ("recall@10", "recall@50", "ndcg@10")
 
 def run(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; without one the preset alone.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    config: ConfigFile = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_path: DataPath = None,
     protocol: Annotated[Literal["loo", "temporal", "ncf"] | None, typer.Option(help="How events are held out.")] = None,
     engine: Annotated[
         Literal["cohort", "device", "flower"] | None,
         typer.Option(help="Many devices at once, one after the other with Opacus, or on Flower's simulation engine."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; the run is a simulation.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    override: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; a fresh one under runs/ if absent.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out, else the newest, stopped.")

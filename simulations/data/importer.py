@@ -1,7 +1,6 @@
 """Importing event files of any layout under a name, so that ``load_dataset`` finds them."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from fedrecall.client.events.events import EventColumns, Events, read_events
 from fedrecall.client.events.tables import Column, Layout, Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.protocol.files import write_json_atomic
-from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder, sha256_of_files
+from fedrecall.simulations.data.cache import check_folder, new_folder, sha256_of_files
 from fedrecall.simulations.data.items import ItemColumns, ItemFile, read_items
 from fedrecall.simulations.data.known import KNOWN
+from fedrecall.simulations.data.places import NAME, imported_folder
 
 EVENTS, USERS, ITEMS, REPORT = "events.parquet", "users.parquet", "items.parquet", "report.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ class ImportSpec:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be imported as asked."""
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise DataError(f"--name is {self.name!r}: use 1 to 64 letters, digits, dots, dashes, underscores")
         if self.name in KNOWN or self.name == "synthetic":
             raise DataError(f"--name is {self.name!r}, which fedrecall knows already: choose another")
@@ -93,17 +92,6 @@ class ImportSpec:
             "items_file": None if self.items_file is None else Path(self.items_file).name,
             "event_weights": None if self.event_weights is None else dict(self.event_weights),
         }
-
-
-def imported_folder(name: str) -> Path:
-    """Return where the imported data set ``name`` lies, or would."""
-    return cache_folder() / "imported" / name
-
-
-def imported_names() -> list[str]:
-    """Return the names of all imported data sets."""
-    root = cache_folder() / "imported"
-    return sorted(p.name for p in root.iterdir() if _NAME.fullmatch(p.name)) if root.is_dir() else []
 
 
 def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[str, Any]:

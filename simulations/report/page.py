@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from fedrecall.protocol.files import write_atomic
 from fedrecall.simulations.report import words
-from fedrecall.simulations.report.pictures import Line, bar_chart, line_chart, paired_bars, stacked_bars
-from fedrecall.simulations.report.spending import shared_lines, tell
+from fedrecall.simulations.report.lines import Line, shared_lines, tell
+from fedrecall.simulations.report.pictures import bar_chart, line_chart, paired_bars, stacked_bars
 
 _RIVALS = {
     "most_popular": "most popular",

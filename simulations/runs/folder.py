@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from fedrecall.protocol.errors import CorruptArtefact, FedrecallError, UsageErro
 from fedrecall.protocol.files import read_bounded, remove_leftovers, write_atomic, write_json_atomic
 from fedrecall.simulations.config import RunConfig, load_config, to_toml
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.evaluation.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from fedrecall.simulations.evaluation.evaluate import Evaluation  # loads torch
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -106,7 +108,7 @@ def read_data_reference(folder: Path) -> DataReference | None:
         raise CorruptArtefact(f"{path} cannot be read ({error}): name the data with --data-path") from error
 
 
-def save_per_user(folder: Path, found: Mapping[str, Evaluation]) -> None:
+def save_per_user(folder: Path, found: "Mapping[str, Evaluation]") -> None:
     """Keep every user's metrics, for paired comparisons; under ``private/`` alone."""
     arrays: dict[str, Any] = {"users": found["this run"].users}
     for name, evaluation in found.items():

@@ -14,9 +14,10 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.report.compare import read_run
+from fedrecall.simulations.runs.data import load_data
 from fedrecall.simulations.runs.folder import check_recorded, read_config, read_data_reference
-from fedrecall.simulations.runs.recaller import ModelRecaller
-from fedrecall.simulations.runs.wiring import measure, prepare, recaller
+from fedrecall.simulations.runs.recaller import ModelRecaller, released
+from fedrecall.simulations.runs.wiring import measure, split_of
 from fedrecall.simulations.training.loop import load_towers
 from fedrecall.simulations.training.world import Progress
 
@@ -115,9 +116,10 @@ def _open(folder: Path, run: dict[str, Any], data_path: Path | None, progress: P
     if data_path is None and path is not None and not path.is_dir():
         raise UsageError(f"the data of {folder} was in {path}, which is not there: say where with --data-path")
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
-    dataset, split, world = prepare(config, progress)
+    dataset = load_data(config, progress)
     if dataset.sha256 != run["dataset"]["sha256"]:
         raise UsageError(f"{config.data.name} is not the data that {folder} was made with: name it with --data-path")
     towers = load_towers(folder, release.manifest.round) if config.local.tower_learning_rate else None
-    model = recaller(world, release.model, release.items, towers, name=str(folder))
+    split, _, shape = split_of(config, dataset)
+    model = released(config, shape, release.model, release.items, towers, name=str(folder))
     return _Opened(config=config, dataset=dataset, split=split, items=release.items, model=model)

@@ -22,12 +22,13 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.evaluation.evaluate import evaluate
-from fedrecall.simulations.report import write_report
 from fedrecall.simulations.report.compare import read_run
+from fedrecall.simulations.report.page import write_report
 from fedrecall.simulations.runs.ablation import measure_ablation
 from fedrecall.simulations.runs.folder import PRIVATE, REPORT, RUN_JSON, choose_folder, open_folder, save_per_user
 from fedrecall.simulations.runs.index import build_run_index
 from fedrecall.simulations.runs.log import LoggedProgress
+from fedrecall.simulations.runs.promises import privacy_section
 from fedrecall.simulations.runs.recaller import ModelRecaller, item_vectors
 from fedrecall.simulations.runs.rivals import NAMES, measure_rivals
 from fedrecall.simulations.runs.sections import (
@@ -35,7 +36,6 @@ from fedrecall.simulations.runs.sections import (
     dataset_section,
     evaluation_section,
     long_tail,
-    privacy_section,
     versions,
 )
 from fedrecall.simulations.runs.wiring import measure, prepare, recaller

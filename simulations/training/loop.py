@@ -13,7 +13,6 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from fedrecall.client.training.cohort import Towers
-from fedrecall.client.training.trainer import Device
 from fedrecall.privacy.ledger.ledger import Head, Ledger
 from fedrecall.privacy.mechanisms.correlated import CorrelatedNoise, coefficients
 from fedrecall.privacy.mechanisms.noise import NoiseSource, SeededNoise
@@ -235,6 +234,8 @@ def _cohort_collector(world: World, towers: Towers | None) -> Collect:
 
 
 def _device_collector(world: World, towers: Towers | None) -> Collect:
+    from fedrecall.client.training.trainer import Device  # Opacus takes seconds to load
+
     trainer = trainer_of(world)
     digest = world.plan.digest()
 

@@ -43,13 +43,6 @@ def start(*arguments, **options):
     )
 
 
-def test_start_up_is_quick_because_nothing_heavy_is_imported():
-    heavy = "{'torch', 'matplotlib', 'faiss', 'opacus', 'scipy', 'pyarrow', 'pydantic'}"
-    code = f"import sys, fedrecall.cli; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_commands_are_those_of_the_contract_and_each_answers_in_json():
     names = {" ".join(path) for path, _ in leaves()}
     assert names == {

@@ -168,7 +168,7 @@ def adversary_rows(plan: "Plan") -> list[dict[str, Any]]:
 def shown(plan: "Plan", adversaries: list[dict[str, Any]]) -> list[Table | str]:
     """Return a plan's releases and bounds for people."""
     from fedrecall.simulations.report.words import bounds, sampler, settings
-    from fedrecall.simulations.runs.sections import mechanism_section
+    from fedrecall.simulations.runs.promises import mechanism_section
 
     head = ["name", "steps", "who takes part", "clip_norm", "noise_multiplier", "adjacency"]
     rows = [

@@ -18,7 +18,7 @@ from fedrecall.simulations.audit.attacks.settings import Setting, settings_of
 from fedrecall.simulations.audit.attacks.updates.on_attributes import ATTRIBUTE, attack_attributes, attack_queries
 from fedrecall.simulations.audit.attacks.updates.on_updates import MEMBERSHIP, RECONSTRUCTION, attack_updates
 from fedrecall.simulations.audit.watching.attempt import Attempt
-from fedrecall.simulations.runs.wiring import load_data
+from fedrecall.simulations.runs.data import load_data
 from fedrecall.simulations.training.world import Progress, World, in_process
 
 __all__ = ["MODELS", "SHARES", "Step", "attack_steps", "in_time"]
