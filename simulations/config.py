@@ -32,9 +32,11 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which data, which split."""
 
-    name: str = "ml-100k"
+    name: str = Field("ml-100k", description="of `fedrecall data list`")
     path: Path | None = Field(None, description="folder of a known data set; otherwise the cache")
-    protocol: Literal["loo", "temporal", "ncf"] = "loo"
+    protocol: Literal["loo", "temporal", "ncf"] = Field(
+        "loo", description="held out: each device's last event; all after one date; the last, among sampled items"
+    )
     catalogue: Literal["file", "rated"] = Field("file", description="'rated' is a benchmark convention")
     k_core: int = Field(0, ge=0, description="a benchmark convention; 0 keeps everybody")
 
@@ -42,13 +44,13 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Sizes of the model."""
 
-    dim: int = Field(64, ge=2)
+    dim: int = Field(64, ge=2, description="length of an item's vector and of a query")
     window: int = Field(64, ge=2, description="most recent events that the transformer reads")
-    blocks: int = Field(2, ge=0)
-    heads: int = Field(2, ge=1)
-    hidden: int = Field(128, ge=1)
-    user_dim: int = Field(8, ge=1)
-    user_hidden: int = Field(16, ge=1)
+    blocks: int = Field(2, ge=0, description="of the transformer")
+    heads: int = Field(2, ge=1, description="of attention in a block; they divide dim")
+    hidden: int = Field(128, ge=1, description="width of a block's inner layer")
+    user_dim: int = Field(8, ge=1, description="length of the user tower's private vector")
+    user_hidden: int = Field(16, ge=1, description="width of the user tower's inner layer")
     features: bool = Field(False, description="project the catalogue's categories into item vectors")
 
     @model_validator(mode="after")
@@ -69,10 +71,10 @@ class AdaptiveClipConfig(_Section):
 class PrivacyConfig(_Section):
     """The plan: unit, trust, budget. The noise follows from it."""
 
-    unit: Literal["user", "interaction"] = "user"
-    trust: Literal["central", "local"] = "central"
+    unit: Literal["user", "interaction"] = Field("user", description="what neighbours differ in: a device, an event")
+    trust: Literal["central", "local"] = Field("central", description="who adds the noise: the server, each device")
     epsilon: float | None = Field(8.0, gt=0, description="target of adversary released-model; null: no privacy")
-    delta: float = Field(1e-5, gt=0, lt=1)
+    delta: float = Field(1e-5, gt=0, lt=1, description="of the target epsilon; below one over the devices")
     clip_norm: float = Field(0.1, gt=0, description="L2 bound of one sample's contribution to a round")
     shares: dict[Literal["popularity", "second_moments", "rounds"], Share] = Field(
         {"popularity": 0.03, "second_moments": 0.87, "rounds": 0.10},
@@ -119,7 +121,7 @@ class StartConfig(_Section):
 class RoundsConfig(_Section):
     """Federated rounds after the start."""
 
-    count: int = Field(20, ge=0)
+    count: int = Field(20, ge=0, description="how many; 0: the start alone")
     passes: float | None = Field(
         None, gt=0, description="no more rounds than ask each device this often on average; null: no such limit"
     )
@@ -158,11 +160,11 @@ class FlowerConfig(_Section):
 class EvaluationConfig(_Section):
     """What is measured besides the model."""
 
-    cutoffs: tuple[int, ...] = (10, 50)
+    cutoffs: tuple[int, ...] = Field((10, 50), description="list lengths of the metrics; 10 and 50 among them")
     baselines: bool = Field(True, description="most popular, item-kNN, EASE, each device alone")
     central: bool = Field(True, description="the same model trained centrally")
     ablation: bool = Field(False, description="the model without start, rounds, user tower, each in turn")
-    leak_probe: bool = True
+    leak_probe: bool = Field(True, description="whether public negatives tell what was held out; not temporal")
 
     @model_validator(mode="after")
     def _contract(self) -> "EvaluationConfig":
@@ -174,20 +176,22 @@ class EvaluationConfig(_Section):
 class CentralConfig(_Section):
     """Central training of the same model: plain mini-batches, Adam, no privacy."""
 
-    batch: int = Field(256, ge=1)
-    steps: int = Field(900, ge=1)
+    batch: int = Field(256, ge=1, description="users a step")
+    steps: int = Field(900, ge=1, description="of the optimiser")
     passes: float | None = Field(
         39, gt=0, description="no more steps than read each user this often on average; null: no such limit"
     )
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(30, ge=0)
+    learning_rate: float = Field(2e-3, gt=0, description="of Adam, after the warm-up; then falling to 0")
+    warmup_steps: int = Field(30, ge=0, description="over which the learning rate rises")
 
 
 class RunConfig(_Section):
     """Everything that a run depends on, besides the data and the versions."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    engine: Literal["cohort", "device", "flower"] = "cohort"
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random; the run is a simulation")
+    engine: Literal["cohort", "device", "flower"] = Field(
+        "cohort", description="many devices at once; one after the other with Opacus; on Flower's simulation engine"
+    )
     threads: int = Field(0, ge=0, description="torch threads; 0: all cores")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -61,6 +61,32 @@ def choose_folder(config: RunConfig, out: Path | None, *, resume: bool) -> Path:
     return folder
 
 
+def resumed_settings(
+    out: Path | None,
+    path: Path | None = None,
+    preset: str | None = None,
+    overrides: list[str] | None = None,
+    **chosen: Any,
+) -> RunConfig:
+    """Return the configuration of a run that is to go on in ``out`` (the newest where ``None``).
+
+    It is the one that the run was started with and its data are where it read them, both as far as the arguments, which
+    are those of ``load_config``, do not say otherwise. Where no run was started, the arguments are all there is.
+    """
+    folder = LATEST if out is None else out
+    started = (folder / CONFIG).is_file()
+    if started and path is None and preset is None:
+        path = folder / CONFIG
+    config = load_config(path, preset, overrides, **chosen)
+    reference = read_data_reference(folder) if started else None
+    return config if reference is None or config.data.path is not None else located(config, reference.path)
+
+
+def located(config: RunConfig, path: Path | None) -> RunConfig:
+    """Return ``config`` with its data at ``path``."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+
+
 def open_folder(folder: Path, config: RunConfig, dataset: Dataset) -> None:
     """Make the run's folder and write its configuration and its data reference; link it as the newest run.
 
@@ -160,7 +186,8 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
     if other:
         said = ", ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in other[:5])
         raise UsageError(
-            f"{folder} was started with another configuration ({said}): resume with the same, or choose another --out"
+            f"{folder} was started with another configuration ({said}): leave settings out to resume with its own, or "
+            "choose another --out"
         )
 
 

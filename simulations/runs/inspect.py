@@ -15,7 +15,7 @@ from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.report.compare import read_run
 from fedrecall.simulations.runs.data import load_data
-from fedrecall.simulations.runs.folder import check_recorded, read_config, read_data_reference
+from fedrecall.simulations.runs.folder import check_recorded, located, read_config, read_data_reference
 from fedrecall.simulations.runs.recaller import ModelRecaller, released
 from fedrecall.simulations.runs.wiring import measure, split_of
 from fedrecall.simulations.training.loop import load_towers
@@ -115,7 +115,7 @@ def _open(folder: Path, run: dict[str, Any], data_path: Path | None, progress: P
     path = data_path or (reference.path if reference else None)
     if data_path is None and path is not None and not path.is_dir():
         raise UsageError(f"the data of {folder} was in {path}, which is not there: say where with --data-path")
-    config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+    config = located(config, path)
     dataset = load_data(config, progress)
     if dataset.sha256 != run["dataset"]["sha256"]:
         raise UsageError(f"{config.data.name} is not the data that {folder} was made with: name it with --data-path")
