@@ -76,6 +76,16 @@ def read_table(
     return rows.table(list(wanted), names, layout)
 
 
+def arrow_table(frame: pa.Table, wanted: Mapping[str, str]) -> Table:
+    """Return the ``wanted`` columns (role to name) of a frame in memory as text, as a Parquet file's are read."""
+    rows, done = Rows(chunks=[], lines=[], malformed=0, examples=[]), 0
+    for batch in frame.select(list(wanted.values())).to_batches():
+        columns = [_text(batch.column(place)) for place in range(len(wanted))]
+        rows.add(columns, np.arange(done + 1, done + len(batch) + 1, dtype=np.int64))
+        done += len(batch)
+    return rows.table(list(wanted), tuple(frame.column_names), Layout())
+
+
 def _guess_format(head: bytes, encoding: str) -> Format:
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -157,10 +167,11 @@ def _text(column: pa.Array) -> pa.Array:
     """Return a Parquet column as text, null where it is null."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _text(column.dictionary_decode())
+        # Its values first: Arrow decodes no dictionary of the kind that polars hands over.
+        return _text(column.dictionary).take(column.indices)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         micros = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
         return pc.cast(pc.divide(pc.cast(micros, pa.float64()), 1e6), pa.string())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pc.binary_join(pc.cast(column, pa.list_(pa.string())), LIST_SEPARATOR)
     return pc.cast(column, pa.string())
