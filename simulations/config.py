@@ -1,9 +1,8 @@
 """The configuration of a run: one TOML file or preset, overridden key by key. Unknown keys are refused."""
 
 import difflib
-import json
-import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from fedrecall.client.config import LocalConfig, PersonalConfig
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.server.config import ServerConfig
 from fedrecall.simulations.presets.names import DEFAULT, preset_names, preset_text
+from fedrecall.simulations.toml import toml_text
 
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -244,6 +244,7 @@ def load_config(
     protocol: str | None = None,
     engine: str | None = None,
     seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the configuration from a preset, then a file, then ``key=value`` overrides, then the other arguments.
 
@@ -256,6 +257,7 @@ def load_config(
         protocol: of ``data.protocol``.
         engine: of ``engine``.
         seed: of ``seed``.
+        settings: values by their dotted keys.
 
     Raises:
         ConfigError: an unknown key (naming the nearest), a value out of bounds, an unreadable file.
@@ -280,6 +282,16 @@ def load_config(
     for name, chosen in given.items():
         if chosen is not None:
             _set(data, name.split("."), chosen)
+    for name, value in (settings or {}).items():
+        _set(data, name.split("."), value)
+    return parse_config(data)
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with values by their dotted keys; raises ConfigError as ``load_config``."""
+    data = config.model_dump()
+    for name, value in settings.items():
+        _set(data, name.split("."), value)
     return parse_config(data)
 
 
@@ -296,35 +308,7 @@ def to_toml(config: RunConfig) -> str:
 
     Without what is this machine's business, see ``RunConfig.published``.
     """
-    lines: list[str] = []
-    _write(config.published(), "", lines)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _write(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
-    for key, value in table.items():
-        if not isinstance(value, dict):
-            lines.append(f"{_key(key)} = {_toml(value)}")
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines.extend(["", f"[{prefix}{_key(key)}]"])
-            _write(value, f"{prefix}{_key(key)}.", lines)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return '"null"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return toml_text(config.published())
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "simulations": (
-        ("presets",),
+        ("presets", "toml", "tracking"),
         ("config", "data"),
         ("evaluation", "training"),
         ("baselines", "report"),

@@ -23,7 +23,7 @@ LATEST = RUNS / "latest"
 CONFIG, RUN_JSON, REPORT = "config.toml", "run.json", "report.html"
 PRIVATE = "private"
 _DATA = Path(PRIVATE) / "data.json"
-_PER_USER = Path(PRIVATE) / "per_user.npz"
+PER_USER = Path(PRIVATE) / "per_user.npz"
 _MAX_BYTES = 1 << 20
 
 
@@ -142,7 +142,7 @@ def save_per_user(folder: Path, found: "Mapping[str, Evaluation]") -> None:
         arrays |= {f"{prefix}{metric}": values for metric, values in evaluation.per_user.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomic(folder / _PER_USER, buffer.getvalue())
+    write_atomic(folder / PER_USER, buffer.getvalue())
 
 
 def _is_leftover(path: Path) -> bool:

@@ -77,12 +77,13 @@ def train(
     validate: Validate | None,
     progress: Progress,
     engine: Engine | None = None,
+    watch: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Trained:
     """Train to the plan's horizon in the folder ``out`` (``ledger.jsonl``, ``checkpoints/``, ``private/``).
 
     A killed training goes on from its last checkpoint with ``resume`` and ends with the same weights: coins, negatives
     and noise are functions of (seed, plan, round), and a round replayed with identical noise is charged once.
-    ``engine`` replaces the configured one.
+    ``engine`` replaces the configured one. ``watch`` is told of every row that the history gets.
 
     Raises:
         UsageError: ``resume`` with another configuration than the folder was started with.
@@ -125,6 +126,7 @@ def train(
             return
         clip = {"clip_norm": state.clip_norm} if plan.mechanism(ROUNDS).adaptive_clip else {}
         history.append({"round": state.round, **clip, **validate(state.round, state.released(), towers)})
+        watch(history[-1])
 
     def save(state: ServerState) -> None:
         if towers is not None:

@@ -11,8 +11,9 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.report.compare import read_run
+from fedrecall.simulations.runs.data import data_of
 from fedrecall.simulations.runs.folder import check_recorded, located, read_config, read_data_reference
-from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.runs.wiring import world_of
 from fedrecall.simulations.training.plan import plan_for
 from fedrecall.simulations.training.world import Progress, World, shape_of
 
@@ -59,7 +60,8 @@ def open_run(folder: Path, *, attach: bool, data_path: Path | None, progress: Pr
         missing = "the folder does not say where its data are"
     else:
         try:
-            dataset, _, world = prepare(config_there, progress)
+            dataset = data_of(folder, config_there, progress)
+            _, world = world_of(config_there, dataset, progress)
             if dataset.sha256 == run["dataset"]["sha256"]:
                 return Opened(folder=folder, run=run, config=config_there, world=world, dataset=dataset, missing=None)
             missing = "the data found are not those that the run was made with"
