@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("evaluation", "training"),
         ("baselines", "report"),
         ("runs",),
-        ("audit", "flower_app", "studies"),
+        ("audit", "flower_app", "results", "studies"),
     ),
     "simulations/audit": (
         ("page", "time_left", "watching"),
