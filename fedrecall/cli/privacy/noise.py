@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 UnitOption = Annotated[Literal["user", "interaction"], typer.Option(help="What neighbours differ in.")]
 TrustOption = Annotated[Literal["central", "local", "distributed"], typer.Option(help="Who adds the noise.")]
 Kind = Literal["everyone", "poisson", "fixed_size", "limited"]
-_DELTA = 1e-5
 
 
 def calibrate(
@@ -42,41 +41,27 @@ def calibrate(
 ) -> None:
     """Find the noise multiplier with which so many releases spend this epsilon."""
     from fedrecall.privacy.accounting.accounting import cross_check
-    from fedrecall.privacy.accounting.calibration import fit_noise
-    from fedrecall.privacy.accounting.candidates import sound_adjacency
-    from fedrecall.privacy.mechanisms.correlated import best_bands
-    from fedrecall.protocol.plan import Mechanism, Plan
+    from fedrecall.privacy.accounting.questions import plan
 
-    enrolled = devices or max(1, min_survivors)
-    if cohort_size is not None:
-        if devices is None or sample_rate is not None:
-            raise UsageError(f"--cohort-size {cohort_size} is a share of --devices: give both, and no --sample-rate")
-        sample_rate = cohort_size / devices
-    limited = sampling == "limited" or (sampling is None and participations is not None)
-    if limited and participations and min_gap:
-        sample_rate = sample_rate or 1 / max(min_gap, -(-steps // participations))
-        bands = bands or best_bands(steps, participations, min_gap)
-    rate = 1.0 if sample_rate is None else sample_rate
-    kind: Kind = sampling or ("limited" if limited else "everyone" if rate == 1.0 else "poisson")
-
-    release = Mechanism(
-        name="release",
-        sampling=kind,
-        sample_rate=rate,
-        clip_norm=1.0,
-        steps=steps,
-        adjacency=adjacency or sound_adjacency(unit, trust, kind),
-        participations=participations,
-        min_gap=min_gap,
-        bands=bands or 1,
-        min_survivors=min_survivors,
-    )
-    plan = Plan(unit=unit, trust=trust, delta=delta, devices=enrolled, mechanisms=(release,), colluders=colluders)
-    if trust == "distributed" and min_survivors <= colluders:
-        raise UsageError(f"--min-survivors {min_survivors} must be above --colluders {colluders}: they share the noise")
     output = Output(format)
     with output.working():
-        found = fit_noise(plan, epsilon, {release.name: 1.0})
+        found = plan(
+            delta=delta,
+            steps=steps,
+            epsilon=epsilon,
+            sampling=sampling,
+            sample_rate=sample_rate,
+            cohort_size=cohort_size,
+            devices=devices,
+            participations=participations,
+            min_gap=min_gap,
+            bands=bands,
+            unit=unit,
+            trust=trust,
+            adjacency=adjacency,
+            min_survivors=min_survivors,
+            colluders=colluders,
+        )
         multiplier = found.mechanisms[0].noise_multiplier
         checks = cross_check(found)
         data: dict[str, Any] = {
@@ -121,6 +106,7 @@ def fit(
     from fedrecall.cli.privacy.fit import configuration, explained, row, rows_table
     from fedrecall.privacy.accounting.candidates import Need
     from fedrecall.privacy.accounting.planner import fit_plans
+    from fedrecall.privacy.accounting.questions import usual_delta
 
     if uplink is not None:
         if dimension is None:
@@ -131,7 +117,7 @@ def fit(
         need = Need(
             devices=devices,
             epsilon=epsilon,
-            delta=delta or min(_DELTA, 0.1 / devices),
+            delta=delta or usual_delta(devices),
             unit=unit,
             trust=trust,
             samplings=(sampling,) if sampling else (),
