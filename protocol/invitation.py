@@ -96,7 +96,9 @@ class Invitation:
         if not isinstance(data["task"], dict):
             raise PlanError("task is no map: ask the operator for another invitation")
         try:
-            features = None if data["features"] is None else np.array(data["features"], dtype=np.float32)
+            # What is too large for float32 becomes infinite, and is refused with all that is no number.
+            with np.errstate(over="ignore"):
+                features = None if data["features"] is None else np.array(data["features"], dtype=np.float32)
             task = Task.from_dict(data["task"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise PlanError(f"task or features cannot be read ({error}): ask the operator for another") from error

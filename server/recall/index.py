@@ -170,8 +170,10 @@ def load_index(path: Path, *, sha256: str) -> RecallIndex:
 def _thorough(index: RecallIndex) -> Any:
     """Return search parameters with which an index leaves nothing out, where it has such."""
     if index.kind == "ivf":
-        return faiss.SearchParametersIVF(nprobe=index.index.nlist)
-    return faiss.SearchParametersHNSW(efSearch=len(index)) if index.kind == "hnsw" else None
+        return faiss.SearchParametersIVF(nprobe=index.index.nlist)  # type: ignore[attr-defined]
+    if index.kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=len(index))  # type: ignore[attr-defined]
+    return None
 
 
 def _empty(kind: Kind, items: int, dim: int) -> Any:
