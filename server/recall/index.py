@@ -170,7 +170,7 @@ def load_index(path: Path, *, sha256: str) -> RecallIndex:
 def _thorough(index: RecallIndex) -> Any:
     """Return search parameters with which an index leaves nothing out, where it has such."""
     if index.kind == "ivf":
-        return faiss.SearchParametersIVF(nprobe=index.index.nlist)  # type: ignore[attr-defined]
+        return faiss.SearchParametersIVF(nprobe=index.index.nlist)  # type: ignore[call-arg]
     if index.kind == "hnsw":
         return faiss.SearchParametersHNSW(efSearch=len(index))  # type: ignore[attr-defined]
     return None
