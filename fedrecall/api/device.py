@@ -66,7 +66,8 @@ class Device:
 
     def ledger(self) -> Mapping[str, Any]:
         """Return what was spent, for which plans, and what is left; raises CorruptArtefact for a broken chain."""
-        from fedrecall.client.device.enrolment import LEDGER, enrolled
+        from fedrecall.client.device.enrolment import enrolled
+        from fedrecall.client.device.home import ledger_path
         from fedrecall.privacy.ledger.device_report import device_report
 
-        return device_report(self.folder / LEDGER, enrolled(self.folder).task.plan, datetime.now(UTC))
+        return device_report(ledger_path(self.folder), enrolled(self.folder).task.plan, datetime.now(UTC))

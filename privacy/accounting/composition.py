@@ -154,7 +154,9 @@ def rdp_epsilon(composition: Composition, delta: float) -> float | None:
     from dp_accounting import rdp
 
     relation = dp_accounting.NeighboringRelation[_RELATION["replace_one" if composition.subsets else "add_remove"]]
-    orders = [order for order in rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS if order >= 2]
+    orders = list(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    if composition.subsets:  # their divergence has no value below order 2; else low orders decide large epsilons
+        orders = [order for order in orders if order >= 2]
     accountant = rdp.RdpAccountant(orders, relation)
     if composition.mu_squared > 0:
         accountant.compose(dp_accounting.GaussianDpEvent(1 / math.sqrt(composition.mu_squared)))

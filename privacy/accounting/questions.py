@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack
 
 from fedrecall.privacy.accounting.calibration import fit_noise
 from fedrecall.privacy.accounting.candidates import Need, sound_adjacency
+from fedrecall.privacy.accounting.delta import delta_for
 from fedrecall.privacy.accounting.planner import Fit, fit_plans
 from fedrecall.privacy.mechanisms.correlated import best_bands
 from fedrecall.protocol.errors import PlanError
@@ -14,7 +15,6 @@ from fedrecall.protocol.plan import Adjacency, Mechanism, Plan, Sampling, Trust,
 
 RELEASE = "release"
 """Name of a plan's one mechanism."""
-_DELTA = 1e-5
 
 
 class Terms(TypedDict, total=False):
@@ -114,7 +114,7 @@ def fit(
         Need(
             devices=devices,
             epsilon=epsilon,
-            delta=usual_delta(devices) if delta is None else delta,
+            delta=delta_for(devices) if delta is None else delta,
             unit=unit,
             trust=trust,
             samplings=(sampling,) if sampling else (),
@@ -127,13 +127,6 @@ def fit(
         ),
         most,
     )
-
-
-def usual_delta(devices: int) -> float:
-    """Return 1e-5, or a tenth of one over the devices where that is less."""
-    if devices < 1:
-        raise PlanError(f"devices is {devices}: choose at least 1")
-    return min(_DELTA, 0.1 / devices)
 
 
 def _release(steps: int, noise_multiplier: float, unit: Unit, trust: Trust, terms: Terms) -> Mechanism:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedrecall.client.training.cohort import Towers
 from fedrecall.models.shape import ModelShape
+from fedrecall.privacy.accounting.soundness import check_task
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.records import Arrays
 from fedrecall.server.training.content_features import content_features
@@ -17,7 +18,7 @@ from fedrecall.simulations.evaluation.recaller import Recaller
 from fedrecall.simulations.runs.data import load_data
 from fedrecall.simulations.runs.recaller import ModelRecaller, released
 from fedrecall.simulations.training.plan import plan_for
-from fedrecall.simulations.training.world import Progress, World, shape_of
+from fedrecall.simulations.training.world import Progress, World, shape_of, trained_names
 
 
 def prepare(config: RunConfig, progress: Progress) -> tuple[Dataset, Split, World]:
@@ -27,7 +28,9 @@ def prepare(config: RunConfig, progress: Progress) -> tuple[Dataset, Split, Worl
 
 
 def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[Split, World]:
-    """Split a loaded data set, and fix plan and shape."""
+    """Split a loaded data set, and fix plan and shape; raises PlanError for a plan that no device would accept."""
+    from fedrecall.client.device.folder import task_of  # Opacus takes seconds to load
+
     split, features, shape = split_of(config, dataset)
     progress("plan", 0, 1)
     plan = plan_for(config, dataset.events.n_users)
@@ -40,6 +43,8 @@ def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[S
         shape=shape,
         content=content_features(dataset.catalogue.titles, dataset.catalogue.categories),
     )
+    # What no device would accept is not simulated either.
+    check_task(task_of(plan, shape, config.local, trained_names(world), config.seed))
     return split, world
 
 

@@ -114,6 +114,16 @@ def test_a_program_opens_a_device_and_gets_what_the_commands_say(
         fedrecall.Device(place / "empty")
 
 
+def test_a_program_reads_the_ledger_that_counts_a_device_its_home_s(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(capsys, "home", place / "me", *BUDGET)
+    answer(capsys, "init", place / "me" / "shop", "--invitation", place / "invitation.json")
+    device = fedrecall.Device(place / "me" / "shop")
+    assert not (device.folder / "ledger.jsonl").exists()
+    assert json.loads(dumps(device.ledger())) == answer(capsys, "ledger", device.folder)
+
+
 def test_texts_for_people_say_what_to_do_next(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = place / "device"
     assert call(["device", "init", str(device)]) == 0
