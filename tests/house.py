@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "client": (("config", "events", "gate"), ("training",), ("device",), ("recall",)),
     "server": (("config", "recall"), ("training",), ("deployment",), ("operation",)),
-    "privacy": (("mechanisms",), ("accounting",), ("audit", "ledger")),
+    "privacy": (("mechanisms", "secure_aggregation"), ("accounting",), ("audit", "ledger")),
 }
 """The rooms of a folder by inner floor, lowest first: a room imports rooms of lower inner floors and no others."""
 

@@ -58,7 +58,8 @@ MAY = {
     "models": {*PLAIN, "torch"},
     "privacy": {
         *PLAIN,
-        *("contextlib", "cryptography.hazmat.primitives", "datetime", "dp_accounting", "fcntl", "hashlib", "hmac"),
+        *("contextlib", "cryptography.exceptions", "cryptography.hazmat.primitives", "datetime", "dp_accounting"),
+        *("fcntl", "functools", "hashlib", "hmac", "secrets"),
         *("itertools.count", "json", "mpmath", "numpy", "opacus.grad_sample", "opacus.optimizers", "operator", "os"),
         *("pathlib.Path", "scipy"),
         *("torch", "warnings"),
