@@ -6,6 +6,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -109,3 +111,14 @@ def test_the_notebook_runs_and_says_what_it_shows(elsewhere: Path) -> None:
             assert number.sub("#", shown) == number.sub("#", said)
             found = [float(text) for text in number.findall(said)]
             assert found == pytest.approx([float(text) for text in number.findall(shown)], rel=1e-3, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(400), 20)
+    what = (who % 4) * 40 + (60 * rng.random(len(who)) ** 2).astype(int)
+    frame = pa.table({"who": who, "what": what, "when": rng.integers(0, 10**6, len(who))})
+    (block,) = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    exec(block, {"frame": frame})
+    assert capsys.readouterr().out.startswith("0.")
