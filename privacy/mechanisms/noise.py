@@ -49,6 +49,14 @@ class NoiseSource(Protocol):
         ...
 
 
+class WholeNoise(Protocol):
+    """Draws independent normal noise and rounds to whole numbers, for sums that are taken of whole numbers."""
+
+    def whole(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """Return ``values + N(0, std^2)``, rounded to whole numbers; PlanError for a std below 2^-10 or above 2^60."""
+        ...
+
+
 def grid_of(std: float) -> float:
     """Return the grid of noise of this scale: a power of two, std / 2^20 at most, and above std / 2^21."""
     return 2.0 ** max(math.floor(math.log2(std)) - 20, -1022)
@@ -90,13 +98,19 @@ class SecureNoise:
     def added(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
         """See ``NoiseSource``: exact."""
         noise_kind(std, np.float64)
+        return np.array(values, dtype=np.float64) if std == 0 else self._added_on(values, std, grid_of(std))
+
+    def whole(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """See ``WholeNoise``: exact."""
+        noise_kind(std, np.float64)
+        return self._added_on(values, std, 1.0)
+
+    def _added_on(self, values: npt.NDArray[np.float64], std: float, grid: float) -> npt.NDArray[np.float64]:
         flat = np.array(values, dtype=np.float64).reshape(-1)
-        if std > 0:
-            grid = grid_of(std)
-            for start in range(0, flat.size, _BLOCK):
-                block = flat[start : start + _BLOCK]
-                key = self._block_key()
-                block[:] = add_rounded(block / grid, std / grid, _words(key, 0, block.size), partial(_word, key)) * grid
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            key = self._block_key()
+            block[:] = add_rounded(block / grid, std / grid, _words(key, 0, block.size), partial(_word, key)) * grid
         return flat.reshape(np.shape(values))
 
     def _block_key(self) -> bytes:
@@ -131,6 +145,10 @@ class SeededNoise:
         if std == 0:
             return np.array(values, dtype=np.float64)
         return rounded(values + self.normal(np.shape(values), std), std)
+
+    def whole(self, values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
+        """See ``WholeNoise``."""
+        return np.asarray(np.rint(values + self.normal(np.shape(values), std)))
 
 
 def _spelled(*parts: str | int) -> bytes:
