@@ -12,7 +12,7 @@ from fedrecall.client.device.enrolment import ENROLMENT, LEDGER, LEDGER_LOCK, ch
 from fedrecall.privacy.accounting.budget import Budget
 from fedrecall.privacy.ledger.chain import head_path
 from fedrecall.privacy.ledger.device_ledger import DeviceLedger
-from fedrecall.protocol.errors import UsageError
+from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.protocol.files import write_json_atomic
 from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.plan import Plan
@@ -31,13 +31,18 @@ def make_home(folder: Path, budget: Budget | None = None) -> DeviceLedger:
 
     Raises:
         DataError: others may read the folder.
-        UsageError: it holds a device, or is no home yet and there is no budget.
+        UsageError: it holds a device, lies in a home, has a ledger below that it would not count, or is no home yet
+            and there is no budget.
         PlanError: the budget's unit is not that of the ledger.
         CorruptArtefact: the ledger was altered, or is gone.
     """
     check_private(folder)
     if (folder / ENROLMENT).exists():
         raise UsageError(f"{folder} holds a device: a home is the folder above, make the devices of all jobs in it")
+    if not (folder / HOME).exists() and (above := home_of(folder)) is not None:
+        raise UsageError(f"{folder} lies in the home {above}, whose budget counts for all jobs: change it there")
+    if spent := sorted(p.parent for p in folder.rglob(f"{LEDGER}.head") if p.parent != folder):
+        raise UsageError(f"{spent[0]} has a ledger of its own, which a home would not count: choose another folder")
     path = folder / LEDGER
     if (folder / HOME).exists() or head_path(path).exists():
         ledger = DeviceLedger.open(path)
@@ -52,12 +57,20 @@ def make_home(folder: Path, budget: Budget | None = None) -> DeviceLedger:
 
 
 def home_of(folder: Path) -> Path | None:
-    """Return the home that a device's folder lies in, if any; raises DataError for a home that others may read."""
-    parent = folder.absolute().parent
-    if not (parent / HOME).exists():
-        return None
-    check_private(parent)
-    return parent
+    """Return the home that a device's folder lies in, however deep and by whatever name; ``None`` for none.
+
+    Raises:
+        DataError: others may read the home.
+        CorruptArtefact: the folder above holds a home's ledger and no longer says that it is one.
+    """
+    above = folder.resolve().parents
+    homes = [parent for parent in above if (parent / HOME).exists()]
+    if homes:
+        check_private(homes[-1])
+        return homes[-1]
+    if head_path(above[0] / LEDGER).exists() and not (above[0] / ENROLMENT).exists():
+        raise CorruptArtefact(f"{above[0]} holds the ledger of a home, and its {HOME} is missing: restore it")
+    return None
 
 
 def ledger_path(folder: Path) -> Path:
@@ -78,7 +91,11 @@ class PersonLedger:
 
     def charge(self, plan: Plan, mechanism: str, round: int, key: str, now: datetime) -> bool:
         """See ``DeviceLedger.charge``; FedrecallError where another job holds the ledger for a minute."""
-        path = ledger_path(self._folder)
+        path, home = ledger_path(self._folder), home_of(self._folder)
+        if home is not None and head_path(self._folder / LEDGER).exists():
+            raise UsageError(f"{self._folder} has a ledger of its own: a device cannot be moved into a home")
+        if not head_path(path).exists():
+            raise CorruptArtefact(f"{head_path(path)} is missing: restore it together with the ledger")
         busy = f"the ledger in {path.parent} is in use by another job: try again"
         with only_one(path.parent / LEDGER_LOCK, busy, wait_s=_WAIT_S):
             return DeviceLedger.open(path).charge(plan, mechanism, round, key, now, task=self._task)

@@ -153,7 +153,7 @@ def time_gaps(store: EventStore, events: Int64[np.ndarray, "samples length"]) ->
         return gaps
     times = store.times[events]
     since = np.where(events[:, :-1] >= 0, times[:, 1:] - times[:, :-1], 0)
-    gaps[:, 1:] = np.minimum(np.frexp(1.0 + since)[1] - 1, GAPS - 1)
+    gaps[:, 1:] = np.clip(np.frexp(1.0 + since)[1] - 1, 0, GAPS - 1)
     return gaps
 
 

@@ -142,8 +142,12 @@ class Trainer:
         """
         if clip_norm is None or self._mechanism.adaptive_clip is None:
             clip_norm = self._mechanism.clip_norm
+        sample_clip = clip_norm
+        if clip_norm is not None and (self._plan.unit, self._plan.trust) == ("interaction", "central"):
+            # What leaves is rounded to float32 before anybody adds noise: by at most 2^-24 of all samples' clips.
+            sample_clip = clip_norm * (1.0 - self._local.blocks * 2.0**-24)
         try:
-            change, norm = self._work(round, arrays, device, clip_norm)
+            change, norm = self._work(round, arrays, device, sample_clip)
         except Exception as error:
             if device.on_failed is None:
                 raise

@@ -45,6 +45,10 @@ _LOCAL: dict[str, tuple[float, float]] = {
 _WHOLE = {"negatives", "steps", "blocks"}
 _MOST_STEPS, _MOST_DEVICES, _MOST_BANDS = 1_000_000, 10**10, 10_000
 _SIZES = (1e-12, 1e12)
+_NOISE = (1e-6, 1e12)
+"""Below it there is no bound at all, and the clips of all blocks dwarf the noise: a refusal that tells of the data."""
+_LARGEST_DELTA = 1e-2
+"""A chance of one in a hundred that nothing holds is no promise, also to a handful of devices."""
 _MOST_TRAINED, _LONGEST_NAME = 1000, 200
 
 
@@ -79,6 +83,8 @@ def _check_plan(plan: Plan) -> None:
         )
     if plan.devices > _MOST_DEVICES:
         raise PlanError(f"devices is {plan.devices}: a plan has at most {_MOST_DEVICES}")
+    if not plan.simulated and plan.delta > _LARGEST_DELTA:
+        raise PlanError(f"delta is {plan.delta}: in earnest at most {_LARGEST_DELTA:g}, however few devices there are")
     if not plan.simulated and (warning := delta_warning(plan.delta, plan.devices)):
         raise PlanError(warning)
 
@@ -87,10 +93,10 @@ def _check_mechanism(plan: Plan, m: Mechanism) -> None:
     for name, most in (("steps", _MOST_STEPS), ("bands", _MOST_BANDS), ("participations", _MOST_STEPS)):
         if (getattr(m, name) or 0) > most:
             raise PlanError(f"{m.name}.{name} is {getattr(m, name)}: at most {most}")
-    for name in ("clip_norm", "noise_multiplier"):
+    for name, (least, most) in (("clip_norm", _SIZES), ("noise_multiplier", _NOISE)):
         value = getattr(m, name)
-        if value and not _SIZES[0] <= value <= _SIZES[1]:
-            raise PlanError(f"{m.name}.{name} is {value}: choose it from {_SIZES[0]:g} to {_SIZES[1]:g}")
+        if value and not least <= value <= most:
+            raise PlanError(f"{m.name}.{name} is {value}: choose it from {least:g} to {most:g}")
     if m.name == ROUNDS or not m.steps:
         return
     if (m.sampling, m.steps, m.min_survivors, m.adaptive_clip) != ("everyone", 1, 0, None):
@@ -135,12 +141,16 @@ def _check_sizes(task: Task) -> None:
         raise PlanError(f"shape.heads is {sizes['heads']}: it must divide dim, which is {sizes['dim']}")
     numbers = sizes["dim"] * (sizes["n_items"] + sizes["n_features"] + sizes["window"])
     numbers += sizes["blocks"] * sizes["dim"] * (4 * sizes["dim"] + 2 * sizes["hidden"])
+    numbers += (sizes["dim"] + sizes["user_dim"]) * sizes["user_hidden"] + sizes["user_hidden"] * sizes["dim"]
     if numbers > _MOST_NUMBERS:
         raise PlanError(f"shape makes a model of {numbers} numbers: at most {_MOST_NUMBERS}")
     if unknown := sorted(set(task.local) ^ set(_LOCAL)):
         raise PlanError(f"local lacks or does not know {unknown}: a round's work has {sorted(_LOCAL)}; update it")
     for name, (low, high) in _LOCAL.items():
         _within("local", name, task.local[name], low, high, whole=name in _WHOLE)
+    samples = task.local["blocks"] if task.plan.unit == "interaction" else 1
+    if samples * sizes["window"] * sizes["dim"] > _MOST_NUMBERS:
+        raise PlanError(f"local.blocks is {samples}: its samples have more than {_MOST_NUMBERS} numbers; make it less")
     if not 0 <= task.seed < 2**63:
         raise PlanError(f"seed is {task.seed}: choose it from 0 to 2^63 - 1")
     names = task.trained

@@ -168,7 +168,7 @@ def check_noise(noise: NoiseSource, plan: Plan) -> None:
 def rounded(values: npt.NDArray[np.float64], std: float) -> npt.NDArray[np.float64]:
     """Return noised ``values`` rounded to the grid of ``std``."""
     grid = grid_of(std)
-    return np.asarray(np.rint(values / grid) * grid)
+    return np.asarray(np.rint(values / grid) * grid + 0.0)
 
 
 def _words(key: bytes, stream: int, count: int) -> npt.NDArray[np.uint64]:

@@ -72,6 +72,7 @@ def add_rounded(
     for draw in np.flatnonzero((room <= error) | (half < _TAIL)).tolist():
         nearest[draw] = _exactly(float(rest[draw]), std, int(words[draw]), partial(more, draw))
     nearest += whole
+    nearest += 0.0  # the sign of a zero would tell that of the value
     return nearest
 
 

@@ -135,7 +135,7 @@ def _enrol(
     if beside := neighbours(folder):
         note(
             f"{len(beside)} more devices lie beside {folder}, each with a budget of its own: where they are of one "
-            "person, their budgets add up; `fedrecall device home` makes one for all"
+            "person, their budgets add up: make a home first (`fedrecall device home`), and all devices in it"
         )
     return {
         "folder": str(folder),

@@ -159,3 +159,77 @@ def test_the_command_makes_a_home_and_shows_what_all_jobs_spent(
     for path in (home, home / "job"):
         assert call(["device", "ledger", str(path), "--format", "json"]) == 0
         assert json.loads(capsys.readouterr().out)["plans"][0]["times"] == 1
+
+
+def spent_rounds(device: DeviceFolder, arrays: Arrays, first: int = 0) -> int:
+    """How many of three asks a device answers."""
+    done = 0
+    for round in range(first, first + 3):
+        with contextlib.suppress(BudgetExhausted, PlanError):
+            answer(device, arrays, round)
+            done += 1
+    return done
+
+
+@pytest.mark.parametrize("where", ["job", "group/job", "group/deep/job", "link"])
+def test_a_home_counts_what_lies_in_it_however_deep_and_by_whatever_name(where: str, tmp_path: Path) -> None:
+    world, tasks, arrays = jobs(2)
+    home = folder(tmp_path / "home")
+    make_home(home, budget_of(tasks[0], 2))
+    if where == "link":
+        folder(home / "job")
+        (tmp_path / "link").symlink_to(home / "job")
+        path = tmp_path / "link"
+    else:
+        path = folder(home / where)
+    assert home_of(path) == home
+    assert spent_rounds(DeviceFolder.enrol(path, invitation_of(world, tasks[0], 0)), arrays) == 2
+    other = DeviceFolder.enrol(folder(home / "other"), invitation_of(world, tasks[1], 1))
+    assert spent_rounds(other, arrays) == 0
+
+
+def test_homes_that_would_count_a_budget_twice_are_refused(tmp_path: Path) -> None:
+    world, tasks, arrays = jobs(2)
+    home = folder(tmp_path / "home")
+    make_home(home, budget_of(tasks[0], 2))
+    with pytest.raises(UsageError, match="counts for all jobs"):
+        make_home(folder(home / "inner"), budget_of(tasks[0], 2))
+    alone = DeviceFolder.enrol(
+        folder(tmp_path / "top" / "job"), invitation_of(world, tasks[0], 0), budget_of(tasks[0], 2)
+    )
+    assert spent_rounds(alone, arrays) == 2
+    with pytest.raises(UsageError, match="ledger of its own"):
+        make_home(tmp_path / "top", budget_of(tasks[0], 2))
+    # Moved into a home by hand: it answers nothing more.
+    (tmp_path / "top" / "job").rename(home / "job")
+    with pytest.raises(UsageError, match="ledger of its own"):
+        answer(DeviceFolder(home / "job"), arrays, 2)
+
+
+@pytest.mark.parametrize(
+    "lost", [["home.json"], ["ledger.jsonl"], ["ledger.jsonl.head"], ["ledger.jsonl", "ledger.jsonl.head"]]
+)
+def test_a_home_that_lost_a_file_spends_nothing_more(lost: list[str], tmp_path: Path) -> None:
+    world, tasks, arrays = jobs(2)
+    home = folder(tmp_path / "home")
+    make_home(home, budget_of(tasks[0], 2))
+    device = DeviceFolder.enrol(folder(home / "job"), invitation_of(world, tasks[0], 0))
+    assert spent_rounds(device, arrays) == 2
+    for name in lost:
+        (home / name).unlink()
+    with pytest.raises(CorruptArtefact):
+        answer(device, arrays, 2)
+    if "home.json" in lost:
+        with pytest.raises(CorruptArtefact):
+            DeviceFolder.enrol(folder(home / "new"), invitation_of(world, tasks[1], 1), budget_of(tasks[1], 2))
+
+
+def test_a_ledger_cut_short_without_its_head_spends_nothing_more(tmp_path: Path) -> None:
+    world, tasks, arrays = jobs(1)
+    alone = DeviceFolder.enrol(folder(tmp_path / "job"), invitation_of(world, tasks[0], 0), budget_of(tasks[0], 2))
+    assert spent_rounds(alone, arrays) == 2
+    ledger = alone.path / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().splitlines(keepends=True)[0])
+    (alone.path / "ledger.jsonl.head").unlink()
+    with pytest.raises(CorruptArtefact):
+        answer(alone, arrays, 2)

@@ -178,3 +178,12 @@ def test_tails_of_a_hundred_million_draws() -> None:
         f"100,000,000 draws: beyond 3.5, 4, 5, 6 deviations {counts.sum(axis=0)[[6, 7, 9, 11]].tolist()}, expected "
         f"{[round(2 * total * float(stats.norm.sf(c)), 1) for c in (3.5, 4.0, 5.0, 6.0)]}"
     )
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -1e-9, 1e-9, -0.3])
+def test_a_zero_has_no_sign_that_tells_the_value(value: float) -> None:
+    """A few draws of 20,000 at a deviation of 20 grid units are 0; none of them is negative."""
+    words = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
+    found = add_rounded(np.full(20_000, value), 20.0, words, lambda draw, number: 2**63 + draw)
+    zeros = found[found == 0]
+    assert len(zeros) > 100 and not np.signbit(zeros).any()
