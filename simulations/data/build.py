@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from fedrecall.client.events.events import Events
+from fedrecall.client.events.events import MICROS, Events
 from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.dataset import Catalogue, Dataset
@@ -28,7 +28,8 @@ def build_dataset(
     """Number users by first appearance and choose the catalogue.
 
     The catalogue is the item file (``file``, in its order), or the items that occur (``rated``, by first
-    appearance: always so without an item file), or those that survive the k-core filter (``k-core``). With an
+    appearance: always so without an item file), or those that survive the k-core filter (``k-core``). Without an
+    item file titles and categories are those that the events gave. With an
     item file, ``events`` must have been cleaned with its ids as ``known_items``. ``groups`` maps an attribute
     to user id to label; users without one are ``unknown``.
     """
@@ -46,8 +47,9 @@ def build_dataset(
         source = "k-core" if k_core else "rated"
     else:
         item_rows, source = np.arange(len(items.ids)), "file"
-    titles = items.titles if items is not None else ("",) * len(events.item_ids)
-    categories = items.categories if items is not None else ((),) * len(events.item_ids)
+    public = items if items is not None else events
+    titles = public.titles or ("",) * len(events.item_ids)
+    categories = public.categories or ((),) * len(events.item_ids)
     user_ids = tuple(events.user_ids[u] for u in user_rows)
     cleaning = dict(events.report)
     if items is not None:
@@ -73,7 +75,7 @@ def build_dataset(
             items=item_codes,
             n_users=len(user_rows),
             n_items=len(item_rows),
-            times=None if events.times is None else events.times[kept],
+            times=None if events.times is None else events.times[kept] // MICROS,
             types=events.types[kept],
             weights=events.weights[kept],
             type_names=events.type_names,
