@@ -13,6 +13,7 @@ from fedrecall.client.events.events import MICROS, Events, RawEvents, strength
 from fedrecall.client.events.remarks import (
     about_quantities,
     about_repeats,
+    about_rounded,
     about_times,
     about_types,
     about_weights,
@@ -60,7 +61,7 @@ def clean_events(
         if role in columns:
             drops.add("missing field", pc.is_null(columns[role]).to_numpy(zero_copy_only=False))
     times, formats = (None, []) if "time" not in columns else _times(raws, time_format, drops)
-    warnings: list[str] = []
+    warnings = about_rounded(raws)
     if times is not None:
         warnings += about_times(times, columns["time"], drops)
     weights = np.ones(len(drops.lines))

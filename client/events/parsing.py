@@ -10,7 +10,7 @@ from fedrecall.client.events.formats.containers import Opened, check_text, encod
 from fedrecall.client.events.formats.delimited import read_delimited
 from fedrecall.client.events.formats.json_text import PYTHON, one_object_a_line, read_json_lines, read_json_objects
 from fedrecall.client.events.formats.nested import refuse_written_lists, split_items
-from fedrecall.client.events.tables import Column, Format, Layout, Progress, Rows, Table
+from fedrecall.client.events.tables import BAD_BYTES, Column, Format, Layout, Progress, Rows, Table
 from fedrecall.protocol.errors import DataError
 
 
@@ -45,7 +45,8 @@ def read_table(
     if "item" not in table.columns:
         return table
     if layout.item_separator is None:
-        refuse_written_lists(table.columns["item"], path.name)
+        if not (layout.rows or "lists" in table.about):
+            refuse_written_lists(table.columns["item"], table.columns.get("user"), path.name)
         return table
     columns, lines, (several, events) = split_items(table.columns, table.lines, layout.item_separator)
     said = {"lists": {"lines": several, "events": events}} if several else {}
@@ -116,7 +117,7 @@ def _read_text(
 
 def _text_format(head: str) -> Format:
     start = head.lstrip()
-    if start.startswith("[") and start[1:].lstrip().startswith(("{", "]")):
+    if start.startswith("[") and start[1:].lstrip().startswith(("{", "[", "]")):
         return "json"
     if start.startswith("{"):
         return "jsonl" if one_object_a_line(start) else "json"
@@ -145,6 +146,8 @@ def _check_amount(path: Path, rows: Rows, layout: Layout) -> None:
                 "write JSON instead, such as by python -c 'import ast, json, sys;"
                 " [print(json.dumps(ast.literal_eval(x))) for x in sys.stdin]'"
             )
+    elif reason == BAD_BYTES:
+        remedy = f"they are not {layout.encoding}; give --encoding, such as latin-1 or cp1252"
     else:
         remedy = (
             f"is {layout.separator!r} the separator and {layout.encoding} the encoding? Choose --sep and --encoding"

@@ -28,18 +28,17 @@ def about_times(times: Float64[np.ndarray, " rows"], column: pa.Array, drops: Dr
     said = []
     unread = np.isnan(times) & (drops.reason == REASONS.index("impossible time"))
     other = drops.reason == REASONS.index("time of another unit")
-    for rows, what in (
-        (unread, "cannot be read"),
-        (other, "are of another unit than their file's, a thousandfold off"),
-    ):
+    thousandfold = " of another unit than its file's, a thousandfold off"
+    for rows, verbs, what in ((unread, ("cannot", "cannot"), " be read"), (other, ("is", "are"), thousandfold)):
         if rows.any():
             row = int(np.argmax(rows))
-            said.append(f"{_count(rows, 'time')} {what}, such as {shown(column[row].as_py())} ({drops.place(row)})")
+            count = _count(rows, "time", *verbs)
+            said.append(f"{count}{what}, such as {shown(column[row].as_py())} ({drops.place(row)})")
     kept = drops.reason == 0
     early = kept & (times < PLAUSIBLE[0])
     if early.any():
         row = int(np.argmax(early))
-        all_of_them = "all times lie" if early.sum() == kept.sum() else f"{_count(early, 'time')} lie"
+        all_of_them = "all times lie" if early.sum() == kept.sum() else _count(early, "time", "lies", "lie")
         said.append(
             f"{all_of_them} before 1990, such as {_moment(times[row])} ({drops.place(row)}): if the column is a clock,"
             " give its --time-format; if it only numbers events, their order is all that counts"
@@ -47,7 +46,9 @@ def about_times(times: Float64[np.ndarray, " rows"], column: pa.Array, drops: Dr
     late = kept & (times > datetime.now(UTC).timestamp() + _DAY_S)
     if late.any():
         row = int(np.argmax(np.where(late, times, -np.inf)))
-        said.append(f"{_count(late, 'time')} lie in the future, up to {_moment(times[row])} ({drops.place(row)})")
+        said.append(
+            f"{_count(late, 'time', 'lies', 'lie')} in the future, up to {_moment(times[row])} ({drops.place(row)})"
+        )
     return said
 
 
@@ -58,8 +59,8 @@ def about_weights(numbers: Float64[np.ndarray, " rows"], bad: Mask, drops: Drops
         return []
     row = int(np.argmax(negative))
     return [
-        f"{_count(negative, 'event')} have a weight below 0 (first: {drops.place(row)}): cancellations or returns? They"
-        " are dropped, the events that they take back are not"
+        f"{_count(negative, 'event', 'has', 'have')} a weight below 0 (first: {drops.place(row)}): cancellations or"
+        " returns? They are dropped, the events that they take back are not"
     ]
 
 
@@ -95,6 +96,19 @@ def about_repeats(repeated: Mask, *, timed: bool) -> list[str]:
     ]
 
 
+def about_rounded(raws: Sequence[RawEvents]) -> list[str]:
+    """Say that identifiers with an exponent may be several that were rounded to one."""
+    counts = {
+        role: sum(raw.table.about.get("rounded_ids", {}).get(role, 0) for raw in raws) for role in ("user", "item")
+    }
+    return [
+        f"{count:,} {role} ids have an exponent, as spreadsheets write long numbers: whoever wrote the file may have"
+        " rounded several to one; export them as text"
+        for role, count in counts.items()
+        if count
+    ]
+
+
 def about_types(unknown: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
     """Return the types that nobody named with their counts, or, of very many, none: they may be no types at all."""
     if len(unknown) <= _MOST_TYPES:
@@ -102,9 +116,10 @@ def about_types(unknown: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
     return {}, [f"{len(unknown):,} different event types are not among the named ones: is --event the right column?"]
 
 
-def _count(rows: Mask, what: str) -> str:
+def _count(rows: Mask, what: str, one: str, several: str) -> str:
+    """Spell how many rows do something."""
     count = int(rows.sum())
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'s' * (count != 1)} {one if count == 1 else several}"
 
 
 def _moment(seconds: float) -> str:

@@ -24,24 +24,29 @@ def without_missing(column: pa.Array, missing: Sequence[str]) -> tuple[pa.Array,
     return (pc.if_else(absent, pa.scalar(None, pa.string()), column) if count else column), count
 
 
-def one_spelling(column: pa.Array) -> tuple[pa.Array, int]:
-    """Return a column of identifiers with whole numbers written as such, and how many texts that changed.
+def one_spelling(column: pa.Array) -> tuple[pa.Array, int, int]:
+    """Return a column of identifiers with whole numbers written as such, how many texts that changed, and rounded ones.
 
     ``101.0`` is ``101`` and ``1e+15`` is ``1000000000000000``, as programs write them that took an identifier for a
-    number. What starts with a zero, has a fraction, or an exponent without a sign stays as it is: it is a name.
+    number. What starts with a zero, has a fraction, or an exponent without a sign stays as it is: it is a name. One
+    whose exponent hides digits (``1.23457E+15``, as spreadsheets show it) may have been rounded: it may be several.
     """
     pointed = pc.fill_null(pc.match_substring_regex(column, _POINT), False)
     count = int(pc.sum(pointed).as_py() or 0)
     if count:
         column = pc.if_else(pointed, pc.replace_substring_regex(column, r"\.0+$", ""), column)
+    rounded = 0
     raised = pc.fill_null(pc.match_substring_regex(column, _EXPONENT), False)
     if pc.any(raised).as_py():
         distinct = pc.unique(column.filter(raised)).to_pylist()
         plain = {text: whole for text in distinct if (whole := _without_exponent(text)) != text}
         texts = [plain.get(text, text) for text in column.to_pylist()]
-        count += sum(1 for old in column.to_pylist() if old in plain)
+        hiding = {text for text, whole in plain.items() if whole.endswith("0")}
+        old = column.to_pylist()
+        count += sum(text in plain for text in old)
+        rounded = sum(text in hiding for text in old)
         column = pa.array(texts, pa.string())
-    return column, count
+    return column, count, rounded
 
 
 def _without_exponent(text: str) -> str:

@@ -24,6 +24,7 @@ SHOWN_LINES = 20
 SHOWN_NAMES = 12
 LIST_SEPARATOR = "\x1f"
 """Between the parts of a list that stays one field, such as an item's categories."""
+BAD_BYTES = "has bytes that the encoding does not allow"
 WATCHED = "quantity"
 """The role of a column that nobody asked for and that would say that an event was taken back."""
 IDS = ("user", "item", "item-id")
@@ -139,18 +140,21 @@ class Rows:
     def table(self, names: tuple[str, ...], layout: Layout, about: dict[str, Any]) -> Table:
         """Return everything read, tidied: trimmed, one spelling an identifier, null where there is no value."""
         columns: dict[str, pa.Array] = {}
-        missing, respelled = 0, dict[str, int]()
+        missing, respelled, rounded = 0, dict[str, int](), dict[str, int]()
         for i, role in enumerate(self.roles):
             column = _trimmed(pa.concat_arrays([c[i] for c in self.chunks]) if self.chunks else _EMPTY)
+            column = _unquoted(column) if layout.format == "delimited" else column
             if role not in PROSE:
                 column, count = without_missing(column, layout.missing)
                 missing += count
             if role in IDS:
-                column, changed = one_spelling(column)
+                column, changed, cut = one_spelling(column)
                 respelled |= {role: changed} if changed else {}
+                rounded |= {role: cut} if cut else {}
             columns[role] = column
         said: dict[str, Any] = {"missing_texts": missing} if missing else {}
         said |= {"respelled_ids": respelled} if respelled else {}
+        said |= {"rounded_ids": rounded} if rounded else {}
         said |= {"lists": {"lines": self.lists[0], "events": self.lists[1]}} if self.lists[0] else {}
         said |= {"watched": self.watched} if self.watched else {}
         return Table(
@@ -253,6 +257,11 @@ def _what_there_is(names: Sequence[str], width: int, text: str, wanted: Mapping[
     if not names:
         return f"it has {width} without names: number them from 1, or choose another --sep"
     if not _are_names(names, [str(column) for column in wanted.values()]):
+        if not width:
+            return (
+                f"its objects hold {len(names)} different fields, none of them a known name: give one object a record,"
+                " with the same fields in each"
+            )
         return (
             f"its first line holds {len(names)} field{'s' * (len(names) > 1)}, none of them a known name: pass"
             " --no-header and number the columns if it is a row, or choose another --sep"
@@ -282,6 +291,15 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _unquoted(column: pa.Array) -> pa.Array:
+    """Take the quotes off, where all fields that have a value have some: not every separator was read with them."""
+    known = column.drop_null()
+    if not len(known) or not pc.all(pc.match_substring_regex(known, '^".*"$')).as_py():
+        return column
+    bare = pc.utf8_slice_codeunits(column, 1, -1)
+    return _trimmed(pc.replace_substring(bare, '""', '"'))
 
 
 def _trimmed(column: pa.Array) -> pa.Array:

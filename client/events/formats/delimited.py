@@ -16,8 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from fedrecall.client.events.formats.separators import QUOTING_SEPARATORS, sniff_separator, split, try_split
+from fedrecall.client.events.formats.separators import (
+    QUOTING_SEPARATORS,
+    one_blank,
+    sniff_separator,
+    split,
+    try_split,
+)
 from fedrecall.client.events.tables import (
+    BAD_BYTES,
     Column,
     Layout,
     Rows,
@@ -64,7 +71,7 @@ def read_delimited(
     widths = [len(row) for row in fields]
     width = widths[0] if layout.header else max(set(widths), key=widths.count)
     if layout.header:
-        names = tuple(x.strip() for x in fields[0])
+        names = unquoted([x.strip() for x in fields[0]])
         skipped = text.index(lines[0])
         first += text.count("\n", 0, skipped) + 1
         text = text[skipped + len(lines[0]) + 1 :] or read_block(file)
@@ -78,8 +85,11 @@ def read_delimited(
     if watched := watched_column(names, wanted):
         rows.watch(watched)
         positions.append(names.index(watched))
+    if separator == " ":
+        text = one_blank(text)
     while text:
         more = read_block(file)
+        more = one_blank(more) if separator == " " else more
         columns = _fast(text, separator, width, positions)
         if columns is None:
             used = _careful(text, first, separator, width, positions, rows, last=not more)
@@ -92,6 +102,12 @@ def read_delimited(
             text = more
         told()
     return names, layout
+
+
+def unquoted(values: Sequence[str]) -> tuple[str, ...]:
+    """Return fields without the quotes around them, where all have some."""
+    quoted = all(len(value) > 1 and value[0] == value[-1] == '"' for value in values)
+    return tuple(value[1:-1].replace('""', '"') if quoted else value for value in values)
 
 
 def _read_lists(
@@ -116,12 +132,12 @@ def _read_lists(
         for number, line in enumerate(lines, first):
             if not line.strip():
                 continue
-            fields = [x.strip() for x in try_split(line.strip() if separator == " " else line, separator)]
+            fields = [x.strip() for x in try_split(line, separator)]
             found = [x for x in fields[start:] if x]
             try:
                 line.encode()
             except UnicodeError:
-                rows.refuse(number, "has bytes that the encoding does not allow")
+                rows.refuse(number, BAD_BYTES)
                 continue
             if not found or (user is not None and not fields[user]):
                 rows.refuse(number, "has no items behind its user" if user is not None else "has no items")
@@ -250,7 +266,7 @@ def _record(lines: list[str], i: int, separator: str, width: int) -> tuple[list[
     try:
         line.encode()
     except UnicodeError:
-        return None, 1, "has bytes that the encoding does not allow"
+        return None, 1, BAD_BYTES
     try:
         fields, spent = split(line, separator), 1
     except csv.Error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fedrecall.client.events import tables
 from fedrecall.client.events.formats.nested import NoRowError, paths, reach, spread
-from fedrecall.client.events.tables import WATCHED, Column, Rows, read_block, refuse_shared, resolve_columns
+from fedrecall.client.events.tables import BAD_BYTES, WATCHED, Column, Rows, read_block, refuse_shared, resolve_columns
 from fedrecall.protocol.errors import DataError
 
 Told = Callable[[], None]
@@ -110,7 +110,7 @@ def _parsed(source: str) -> dict[str, Any] | str:
     try:
         source.encode()
     except UnicodeError:
-        return "has bytes that the encoding does not allow"
+        return BAD_BYTES
     try:
         record = json.loads(source, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -140,6 +140,7 @@ def _read(
     refuse_shared(wanted, [str(column) for column in wanted.values()])
     names: dict[str, None] = {}
     fields = {role: str(column) for role, column in wanted.items()}
+    objects, only = 0, dict[str, Any]()
     for block in blocks:
         columns: dict[str, list[str]] = {role: [] for role in rows.roles}
         numbers: list[int] = []
@@ -147,6 +148,7 @@ def _read(
             if isinstance(record, str):
                 rows.refuse(line, record)
                 continue
+            objects, only = objects + 1, record
             if record.keys() - names.keys():
                 names.update(dict.fromkeys([*record, *paths(record)]))
                 if not rows.lines and not numbers and (seen := tables.watched_column([*record], wanted)):
@@ -171,9 +173,25 @@ def _read(
         if numbers:
             rows.add([pa.array(columns[role], pa.string()) for role in rows.roles], np.array(numbers, dtype=np.int64))
         told()
+    if objects == 1:
+        _refuse_one_object(only, wanted, name)
     for role, column in wanted.items() if names else ():
         _check_name(names, role, column, name, some=bool(rows.lines))
     return tuple(names)
+
+
+def _refuse_one_object(record: Mapping[str, Any], wanted: Mapping[str, Column], where: str) -> None:
+    """Raise DataError where the only object of a file holds the whole table."""
+    fields = [reach(record, str(column)) for column in wanted.values()]
+    by_columns = dict | list if "user" in wanted else dict  # of one person, lists that go along are events
+    if all(isinstance(value, by_columns) for value in fields):
+        raise DataError(
+            f"{where} is one object, written by columns: write it by records, as pandas does by"
+            " to_json(path, orient='records')"
+        )
+    around = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in record.values())
+    if around and all(value is None for value in fields):
+        raise DataError(f"{where} is one object around a list of objects: write the list itself, or an object a line")
 
 
 def _check_name(names: Mapping[str, None], role: str, column: Column, where: str, *, some: bool) -> None:

@@ -14,6 +14,8 @@ from fedrecall.protocol.errors import DataError
 
 _QUOTES = " \t\"'[](){}"
 _MOSTLY = 0.9
+_ENOUGH = 5
+_IN_LISTS = ("|", ";", ",", " ")
 _SINGLE = ("user", "item", "time", "event", "weight")
 _USERS = "has a list of users: one object is one event, or one user's list of items"
 
@@ -90,11 +92,23 @@ def split_items(
     return out, lines[rows.to_numpy()], (int(several.sum()), int(sizes[several].sum()))
 
 
-def refuse_written_lists(items: pa.Array, where: str) -> None:
-    """Raise DataError where most fields of items are lists that somebody wrote into one field."""
+def refuse_written_lists(items: pa.Array, users: pa.Array | None, where: str) -> None:
+    """Raise DataError where most fields of items are lists that somebody wrote into one field.
+
+    They stand in brackets; or nearly nobody has a second line, and most fields hold what separates lists.
+    """
     known = items.drop_null()
     if not len(known):
         return
+    if users is not None and len(users) >= _ENOUGH and pc.count_distinct(users).as_py() >= _MOSTLY * len(users):
+        for separator in _IN_LISTS:
+            several = pc.sum(pc.match_substring(known, separator)).as_py()
+            if 2 * several > len(known):
+                raise DataError(
+                    f"{where}: {several} of {len(known)} fields of --item hold {separator!r}, and nearly every user has"
+                    f" one line: if a field is a list of items, give --item-sep {separator!r}; if it is one item,"
+                    " --layout rows"
+                )
     listed = pc.and_(pc.starts_with(known, "["), pc.ends_with(known, "]"))
     if pc.sum(listed).as_py() > _MOSTLY * len(known):
         raise DataError(

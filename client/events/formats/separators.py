@@ -11,6 +11,7 @@ SEPARATORS = ("\t", "::", "|", ";", ",", " ")
 """In order of trust: the later ones stand inside texts, numbers and dates too."""
 QUOTING_SEPARATORS = (",", ";")
 _EVEN = 0.9
+_BLANKS = re.compile(r"^ +| +(?= )| +$", re.MULTILINE)
 _DECIMAL_COMMA = re.compile(r"(?=.*[;\t])(?:[^,]|(?<=[0-9]),(?=[0-9]))*")
 
 
@@ -56,10 +57,17 @@ def _reads_times(lines: Sequence[str], separator: str, header: Sequence[str], co
 
 
 def split(line: str, separator: str) -> list[str]:
-    """Split one line; raises csv.Error on unbalanced quotes."""
+    """Split one line; raises csv.Error on unbalanced quotes. Blanks separate as one, however many there are."""
+    if separator == " ":
+        return one_blank(line).split(" ")
     if separator in QUOTING_SEPARATORS and '"' in line:
         return next(csv.reader((line,), delimiter=separator, strict=True))
     return line.split(separator)
+
+
+def one_blank(text: str) -> str:
+    """Return lines that blanks separate with one between fields and none around them."""
+    return _BLANKS.sub("", text)
 
 
 def try_split(line: str, separator: str) -> list[str]:

@@ -115,3 +115,11 @@ def test_exactly_the_texts_that_are_named_go(texts: list[str]) -> None:
     column, count = without_missing(pa.array(texts, pa.string()), MISSING)
     assert column.to_pylist() == [None if text in MISSING else text for text in texts]
     assert count == sum(text in MISSING for text in texts)
+
+
+def test_identifiers_that_a_spreadsheet_rounded_are_said(tmp_path: Path) -> None:
+    rows = [("1.23457E+15", "a", 1_600_000_000), ("1.23457E+15", "b", 1_600_000_001), ("17", "1.5e+1", 1_600_000_002)]
+    events = clean(write(tmp_path / "log.csv", delimited(rows)))
+    assert events.user_ids == ("1234570000000000", "17") and events.item_ids == ("a", "b", "15")
+    assert events.report["files"][0]["rounded_ids"] == {"user": 2}
+    assert "2 user ids have an exponent" in events.report["warnings"][0] and "123457" not in str(events.report)

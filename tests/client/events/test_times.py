@@ -82,7 +82,7 @@ def test_rows_a_thousandfold_off_are_refused_by_line(
         assert {(u, i) for u, i, _ in rows_of(events)} <= {(u, i) for u, i, _ in rows}
         first = min(wrong)
         assert any(
-            f"7 times are of another unit than their file's, a thousandfold off, such as '{written[first][2]}' (log.csv"
+            f"7 times are of another unit than its file's, a thousandfold off, such as '{written[first][2]}' (log.csv"
             f" line {first + 2})" in warning
             for warning in events.report["warnings"]
         )
@@ -239,7 +239,7 @@ def test_a_pattern_that_cannot_work_is_refused_before_anything_is_read(wrong: st
     [
         ([4_700_000_000, 4_700_000_100], "2 times lie in the future, up to 2118-12-09 03:35:00 (log.csv line 3)"),
         ([0, 1], "all times lie before 1990, such as 1970-01-01 00:00:00 (log.csv line 2)"),
-        ([1_600_000_000, 3], "1 time lie before 1990, such as 1970-01-01 00:00:03 (log.csv line 3)"),
+        ([1_600_000_000, 3], "1 time lies before 1990, such as 1970-01-01 00:00:03 (log.csv line 3)"),
         ([1_600_000_000, 1_600_000_001], None),
     ],
 )

@@ -175,5 +175,50 @@ def test_a_list_in_one_field_is_split_where_its_separator_is_said(tmp_path: Path
     events = clean(path, layout=Layout(item_separator=","))
     assert [(u, i) for u, i, _ in rows_of(events)] == [(str(u), i) for u, basket in enumerate(baskets) for i in basket]
     if written(["x"]).startswith("["):
-        with pytest.raises(DataError, match=r"20 of 20 fields of --item are lists in brackets: .*--item-sep"):
+        with pytest.raises(DataError, match=r"of 20 fields of --item (are lists in brackets|hold ',').*--item-sep ','"):
             clean(path)
+
+
+@pytest.mark.parametrize("separator", ["|", ";", " "])
+def test_fields_that_look_like_lists_without_brackets_are_named(
+    tmp_path: Path, rng: np.random.Generator, separator: str
+) -> None:
+    baskets = [[f"i{n}" for n in rng.permutation(30)[: rng.integers(1, 6)]] for _ in range(20)]
+    rows = [(u, separator.join(basket)) for u, basket in enumerate(baskets)]
+    path = write(tmp_path / "log.csv", delimited(rows, ",", "user,items"))
+    columns = EventColumns(user="user", item="items")
+    with pytest.raises(DataError, match=r"--item-sep .*--layout rows"):
+        clean(path, columns=columns)
+    events = clean(path, columns=columns, layout=Layout(item_separator=separator))
+    assert rows_of(events) == [(str(u), i, 0) for u, basket in enumerate(baskets) for i in basket]
+    assert clean(path, columns=columns, layout=Layout(rows=True)).report["kept"] == 20
+    titles = write(
+        tmp_path / "titles.csv", delimited([(u % 4, f"the {u} films") for u in range(20)], ",", "user,items")
+    )
+    assert clean(titles, columns=columns).report["kept"] == 20, "users with several lines have items with blanks"
+
+
+@pytest.mark.parametrize("separator", ["\t", "|", " "])
+def test_quotes_around_every_field_are_no_part_of_it(tmp_path: Path, rng: np.random.Generator, separator: str) -> None:
+    rows = made(rng)
+    text = delimited([(f'"{u}"', f'"{i}"', f'"{t}"') for u, i, t in rows], separator, '"user","item","time"')
+    assert rows_of(clean(write(tmp_path / "log", text))) == rows
+    some = [(f'"{u}"' if n else u, i, t) for n, (u, i, t) in enumerate(rows)]
+    events = clean(write(tmp_path / "log", delimited(some, separator)))
+    assert [u for u, *_ in rows_of(events)] == [u for u, *_ in some], "a quote that not all fields have is the user's"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_blanks_separate_however_many_there_are(tmp_path: Path, rng: np.random.Generator, named: bool) -> None:
+    rows = made(rng)
+    lines = [("user", "item", "time")] * named + [(u, i, str(t)) for u, i, t in rows]
+    path = write(tmp_path / "log.txt", "".join(f" {u:>5}  {i:<6} {t:>14} \n" for u, i, t in lines))
+    assert rows_of(clean(path, columns=NAMED if named else NUMBERED, layout=Layout(header=named))) == rows
+
+
+def test_bytes_of_another_encoding_have_a_remedy(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = [(f"{u}é", i, t) for u, i, t in made(rng)]
+    path = write(tmp_path / "log.csv", delimited(rows).encode("cp1252"))
+    with pytest.raises(DataError, match="not utf-8; give --encoding, such as latin-1 or cp1252"):
+        clean(path)
+    assert rows_of(clean(path, layout=Layout(encoding="cp1252"))) == rows

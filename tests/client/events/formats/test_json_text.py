@@ -139,7 +139,9 @@ def test_lists_go_along_one_by_one_or_are_refused(tmp_path: Path) -> None:
     [
         ([{"user": {"id": 1}, "item": 2, "time": 3}], NAMED, "holds objects: name a field of it, such as 'user.id'"),
         ([{"ann": ["x"], "bob": ["y"]}], NAMED, "none of them a known name"),
-        ([{"data": [{"user": 1, "item": 2, "time": 3}]}], NAMED, "did you mean|columns are"),
+        ([{"data": [{"user": 1, "item": 2, "time": 3}]}], NAMED, "one object around a list of objects"),
+        ([{"user": {"0": 1}, "item": {"0": 2}, "time": {"0": 3}}], NAMED, "written by columns: .*records"),
+        ([{"user": [1, 2], "item": [2, 3], "time": [3, 4]}], NAMED, "written by columns: .*records"),
     ],
 )
 def test_what_is_not_there_is_explained(tmp_path: Path, records: Records, columns: EventColumns, message: str) -> None:
@@ -157,3 +159,14 @@ def test_python_dicts_get_a_remedy_that_works(tmp_path: Path, rng: np.random.Gen
     command = str(caught.value).split("such as by ")[1]
     done = subprocess.run(command, shell=True, input=path.read_bytes(), capture_output=True, check=True)
     assert rows_of(clean(write(tmp_path / "log.jsonl", done.stdout))) == rows
+
+
+def test_arrays_of_arrays_are_no_records(tmp_path: Path, rng: np.random.Generator) -> None:
+    with pytest.raises(DataError, match=r"line 1 is not a JSON object.*one JSON object, a line each"):
+        clean(write(tmp_path / "log.json", json.dumps(made(rng))))
+
+
+def test_one_object_of_one_person_may_hold_lists(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.json", json.dumps({"item": ["a", "b"], "time": [1_600_000_000, 1_600_000_009]}))
+    events = clean(path, columns=EventColumns(item="item", time="time"))
+    assert [(i, t % 100) for _, i, t in rows_of(events)] == [("a", 0), ("b", 9)]
