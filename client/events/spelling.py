@@ -17,6 +17,11 @@ _EXPONENT = r"^-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]{1,3}$"
 _MOST_DIGITS = 40
 
 
+def shape(text: str) -> str:
+    """Return what a text looks like without what it says: digits as 9, blanks and marks of dates kept, the rest as a."""
+    return re.sub(r"[^0-9 .,:;/+_-]+", "a", re.sub("[0-9]+", "9", text[:40]))
+
+
 def without_missing(column: pa.Array, missing: Sequence[str]) -> tuple[pa.Array, int]:
     """Return a column of text with null in the place of each of ``missing``, and how many there were."""
     absent = pc.fill_null(pc.is_in(column, value_set=pa.array(list(missing), pa.string())), False)

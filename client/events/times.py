@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float64
 
 from fedrecall.client.events.dates import read_dates
+from fedrecall.client.events.spelling import shape
 from fedrecall.protocol.errors import DataError
 
 LATEST = 7_258_118_400  # 2200-01-01
@@ -165,7 +166,7 @@ def shown(text: str) -> str:
     words = {word.lower() for word in re.findall("[A-Za-z]+", text)}
     if len(text) <= 40 and re.search("[0-9]", text) and words <= _DATE_WORDS and text.isascii() and text.isprintable():
         return repr(text)
-    return f"text like {re.sub(r'[^0-9 .,:;/+-]+', 'a', re.sub('[0-9]+', '9', text[:40]))!r}"
+    return f"text like {shape(text)!r}"
 
 
 def _by_unit(

@@ -1,12 +1,12 @@
 """Finished runs, opened again: their figures measured anew, and what one of their devices would recommend."""
 
-import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from fedrecall.client.events.spelling import shape
 from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.server.recall.release import load_release
@@ -77,14 +77,13 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
         left) and ``because_of``: its latest events (``item``, ``title``), latest first.
 
     Raises:
-        UsageError: no such user (naming near ones), or as ``evaluate_run``.
+        UsageError: no such user (nobody else is named), or as ``evaluate_run``.
         CorruptArtefact: as ``evaluate_run``.
     """
     opened = _open(folder, read_run(folder), data_path, progress)
     ids = opened.dataset.user_ids
     if user not in ids:
-        near = difflib.get_close_matches(user, ids, 3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are spelt like {ids[0]!r}"
+        hint = f"their identifiers look like {shape(ids[0])!r} (letters as a, digits as 9)"
         raise UsageError(f"--user is {user!r}, who is not among the {len(ids)} users of this run's data: {hint}")
     row = np.array([ids.index(user)])
     context = opened.split.test_context
