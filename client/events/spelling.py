@@ -18,7 +18,7 @@ _MOST_DIGITS = 40
 
 
 def shape(text: str) -> str:
-    """Return what a text looks like without what it says: digits as 9, blanks and marks of dates kept, the rest as a."""
+    """Return what a text looks like without what it says: digits as 9, marks of dates as they are, the rest as a."""
     return re.sub(r"[^0-9 .,:;/+_-]+", "a", re.sub("[0-9]+", "9", text[:40]))
 
 

@@ -85,4 +85,6 @@ def summary(result: dict[str, Any], folder: Path) -> list[Table | str]:
     title = f"{result['dataset']['name']}, {result['evaluation']['protocol']}, test"
     bounds = words.bounds(result["privacy"]["adversaries"], result["privacy"]["unit"])
     stamp = ["Simulation: the noise is from a known seed."] if result["privacy"]["simulated"] else []
+    told = result["dataset"].get("order_warning")
+    stamp += [f"Warning: {told}."] if told else []
     return [table(title, ["who", *SHOWN], rows), *bounds, *stamp, f"Report: {_short(folder / 'report.html')}"]

@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedrecall.client.events.cleaning import clean_events
-from fedrecall.client.events.events import Events, read_events
+from fedrecall.client.events.events import MICROS, Events, read_events
+from fedrecall.client.events.store import EventStore
 from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.protocol.files import write_json_atomic
 from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder, sha256_of_files
 from fedrecall.simulations.data.import_spec import NAME, ImportSpec
 from fedrecall.simulations.data.items import ItemColumns, ItemFile, read_items
+from fedrecall.simulations.data.order import order_of, warning_of
 
 EVENTS, USERS, ITEMS, REPORT = "events.parquet", "users.parquet", "items.parquet", "report.json"
 VERSION = 2
@@ -62,6 +64,18 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
         category_separator=spec.category_separator,
         keep_duplicates=spec.keep_duplicates,
     )
+    order = order_of(
+        EventStore.from_columns(
+            users=events.users,
+            items=events.items,
+            n_users=len(events.user_ids),
+            n_items=len(events.item_ids),
+            times=None if events.times is None else events.times // MICROS,
+            weights=events.weights,
+        ),
+        events.item_ids,
+    )
+    told = warning_of(order)
     report = {
         "version": VERSION,
         "name": spec.name,
@@ -69,7 +83,8 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
         "items": len(events.item_ids),
         "interactions": len(events.items),
         "type_names": list(events.type_names),
-        "cleaning": events.report,
+        "cleaning": events.report
+        | {"order": order, "warnings": [*events.report["warnings"], *([told] if told else [])]},
         "items_report": None if items is None else items.report,
         "sha256": digest,
         "spec": spec.as_dict(),

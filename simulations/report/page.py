@@ -97,6 +97,7 @@ def _sentences(run: Mapping[str, Any]) -> dict[str, str]:
     compared = [f"{words.versus(metrics['recall@50'], rivals[name])} {said[name]}" for name in order]
     return {
         "found": found,
+        "order": run["dataset"].get("order_warning") or "",
         "compared": f"In recall@50 that is {', '.join(compared)}." if compared else "",
     }
 

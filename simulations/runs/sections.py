@@ -14,6 +14,7 @@ import fedrecall
 from fedrecall.privacy.accounting.accounting import account, after_windows
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.simulations.data.dataset import Dataset
+from fedrecall.simulations.data.order import order_of, warning_of
 from fedrecall.simulations.data.splits import Split, Targets, of_new_items, of_new_users
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.training.loop import Trained
@@ -29,7 +30,8 @@ _WINDOWS = (1, 12)
 
 
 def dataset_section(dataset: Dataset) -> dict[str, Any]:
-    """Return what was read, and how it was cleaned."""
+    """Return what was read, how it was cleaned, and what orders it, with a warning where that is no order of time."""
+    order = order_of(dataset.events, dataset.catalogue.ids)
     return {
         "name": dataset.name,
         "users": dataset.events.n_users,
@@ -37,6 +39,8 @@ def dataset_section(dataset: Dataset) -> dict[str, Any]:
         "interactions": dataset.events.n_events,
         "sha256": dataset.sha256,
         "cleaning": dataset.cleaning,
+        "order": order,
+        "order_warning": warning_of(order),
     }
 
 

@@ -90,6 +90,15 @@ def test_first_screen_says_what_happened_and_never_a_bare_epsilon(page):
     assert "Simulation. The noise is from a known seed (seed 0)" in first
 
 
+def test_an_order_that_is_none_of_time_is_said_on_the_first_page(run):
+    sorted_run = copy.deepcopy(run)
+    sorted_run["dataset"]["order_warning"] = "events are in the order of item ids: give --time"
+    text = Page(render(sorted_run)).text
+    assert 0 < text.index("The events are in the order of item ids: give --time.") < text.index("recall@10")
+    sorted_run["dataset"]["order_warning"] = None
+    assert "Order." not in Page(render(sorted_run)).text
+
+
 def test_a_run_with_secret_noise_carries_no_stamp(run):
     real = copy.deepcopy(run)
     real["privacy"]["simulated"] = False
