@@ -34,7 +34,12 @@ class DataConfig(_Section):
 
     name: str = "ml-100k"
     path: Path | None = Field(None, description="folder of a known data set; otherwise the cache")
-    protocol: Literal["loo", "temporal", "ncf"] = "loo"
+    protocol: Literal["loo", "temporal", "ncf", "random", "given"] = "loo"
+    repeats: Literal["mask", "recommend"] = Field(
+        "mask",
+        description="what a person has already: never recommended, never a target; 'recommend': again, where people "
+        "buy or play again",
+    )
     catalogue: Literal["file", "rated"] = Field("file", description="'rated' is a benchmark convention")
     k_core: int = Field(0, ge=0, description="a benchmark convention; 0 keeps everybody")
 

@@ -75,6 +75,12 @@ def import_(
         list[str] | None,
         typer.Option(metavar="TEXT", help="No value, instead of NaN, null, NA and the like. May be repeated."),
     ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Events held out for it, for protocol given. Repeatable.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Events held out for it, for protocol given. Repeatable.")
+    ] = None,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="The public catalogue.")] = None,
     items_encoding: Annotated[
         str | None, typer.Option(metavar="E", help="Of the catalogue, where it is not --encoding.")
@@ -115,6 +121,8 @@ def import_(
         layout=layout,
         item_separator=item_sep,
         missing=MISSING if missing is None else tuple(missing),
+        validation_files=tuple(validation or ()),
+        test_files=tuple(test or ()),
         items_file=items,
         items_encoding=items_encoding,
         item_id=item_id,
@@ -127,8 +135,13 @@ def import_(
         report = import_files(spec, progress=progress)
     sizes = (("interactions", "event"), ("users", "user"), ("items", "item"))
     events, users, items_ = (counted(report[key], what) for key, what in sizes)
+    given = " --protocol given" if test else ""
     said = f"{events} of {users} on {items_}"
-    lines = [f"Imported {name}: {said}.", *told(report["cleaning"]), f"Train on it: fedrecall run --dataset {name}"]
+    lines = [
+        f"Imported {name}: {said}.",
+        *told(report["cleaning"]),
+        f"Train on it: fedrecall run --dataset {name}{given}",
+    ]
     output.answer(report, *lines)
 
 

@@ -19,7 +19,9 @@ def run(
     preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
     data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
-    protocol: Annotated[Literal["loo", "temporal", "ncf"] | None, typer.Option(help="How events are held out.")] = None,
+    protocol: Annotated[
+        Literal["loo", "temporal", "ncf", "random", "given"] | None, typer.Option(help="How events are held out.")
+    ] = None,
     engine: Annotated[
         Literal["cohort", "device", "flower"] | None,
         typer.Option(help="Many devices at once, one after the other with Opacus, or on Flower's simulation engine."),

@@ -13,7 +13,9 @@ def tune(
     preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
     data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
-    protocol: Annotated[Literal["loo", "temporal"] | None, typer.Option(help="How events are held out.")] = None,
+    protocol: Annotated[
+        Literal["loo", "temporal", "random", "given"] | None, typer.Option(help="How events are held out.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")

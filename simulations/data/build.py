@@ -1,7 +1,7 @@
 """From clean events and public items to a data set: which catalogue, and the k-core filter."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -61,6 +61,14 @@ def build_dataset(
             "users_dropped": len(np.unique(events.users)) - len(user_rows),
             "items_dropped": len(np.unique(events.items)) - len(item_rows),
         }
+    columns: dict[str, Any] = {
+        "users": users,
+        "items": item_codes,
+        "n_users": len(user_rows),
+        "n_items": len(item_rows),
+        "times": None if events.times is None else events.times[kept] // MICROS,
+    }
+    given = events.parts is not None and bool(events.parts.any())
     return Dataset(
         name=name,
         catalogue=Catalogue(
@@ -71,15 +79,10 @@ def build_dataset(
         ),
         user_ids=user_ids,
         events=EventStore.from_columns(
-            users=users,
-            items=item_codes,
-            n_users=len(user_rows),
-            n_items=len(item_rows),
-            times=None if events.times is None else events.times[kept] // MICROS,
-            types=events.types[kept],
-            weights=events.weights[kept],
-            type_names=events.type_names,
+            **columns, types=events.types[kept], weights=events.weights[kept], type_names=events.type_names
         ),
+        # A store sorts its columns alike, whatever they hold.
+        parts=EventStore.from_columns(**columns, types=events.parts[kept]).types if given else None,
         groups={key: tuple(by_user.get(u, "unknown") for u in user_ids) for key, by_user in groups.items()},
         cleaning=cleaning,
         sha256=sha256,

@@ -23,6 +23,7 @@ class ImportSpec:
 
     Attributes:
         files: event files, read in this order.
+        validation_files, test_files: files of events that are held out for it, read after ``files``.
         name: the data set's name from now on.
         user, item, time, event, weight: columns of the event files; ``None`` where they have none. Without
             times, file order is time order.
@@ -59,6 +60,8 @@ class ImportSpec:
     layout: str | None = None
     item_separator: str | None = None
     missing: tuple[str, ...] = MISSING
+    validation_files: tuple[Path, ...] = ()
+    test_files: tuple[Path, ...] = ()
     items_file: Path | None = None
     items_encoding: str | None = None
     item_id: Column | None = None
@@ -75,6 +78,8 @@ class ImportSpec:
             raise DataError(f"--name is {self.name!r}, which fedrecall knows already: choose another")
         if not self.files:
             raise DataError("no file to import: name one or more")
+        if bool(self.validation_files) != bool(self.test_files):
+            raise DataError("--validation and --test go together: give a file for each, or for neither")
         if (self.items_file is None) != (self.item_id is None):
             raise DataError("--items and --item-id go together: give both, or neither")
         if self.items_file is None and self.items_encoding is not None:
@@ -109,6 +114,11 @@ class ImportSpec:
             where=self.where,
         )
 
+    def parts(self) -> list[tuple[Path, int]]:
+        """Return every event file with its part: 0 training, or all; 1 validation; 2 test."""
+        given = (self.files, self.validation_files, self.test_files)
+        return [(Path(file), part) for part, files in enumerate(given) for file in files]
+
     def event_layout(self) -> Layout:
         """Return how the event files are written."""
         return Layout(
@@ -130,7 +140,7 @@ class ImportSpec:
         """Return what decides the result as plain JSON data; file names without their folders."""
         plain = {k: v for k, v in vars(self).items() if k != "replace"}
         return plain | {
-            "files": [Path(f).name for f in self.files],
+            **{key: [Path(f).name for f in plain[key]] for key in ("files", "validation_files", "test_files")},
             "items_file": None if self.items_file is None else Path(self.items_file).name,
             "event_weights": None if self.event_weights is None else dict(self.event_weights),
             "where": [str(condition) for condition in self.where],

@@ -41,8 +41,7 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
     anything else under a name that exists raises DataError, unless ``replace``. Also raises DataError as
     ``read_table`` and ``clean_events`` do, and FedrecallError when the cache cannot be written.
     """
-    files = tuple(Path(f) for f in spec.files)
-    sources = files if spec.items_file is None else (*files, Path(spec.items_file))
+    sources = [path for path, _ in spec.parts()] + ([Path(spec.items_file)] if spec.items_file else [])
     digest = sha256_of_files(sources)
     folder = imported_folder(spec.name)
     if folder.exists() and not spec.replace:
@@ -57,7 +56,10 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
     items = _read_item_file(spec, progress)
     columns, layout = spec.columns(), spec.event_layout()
     events = clean_events(
-        [read_events(path, columns=columns, layout=layout, progress=progress) for path in files],
+        [
+            read_events(path, columns=columns, layout=layout, part=part, progress=progress)
+            for path, part in spec.parts()
+        ],
         time_format=spec.time_format,
         event_weights=spec.event_weights,
         known_items=None if items is None else items.ids,
@@ -112,6 +114,7 @@ def read_imported(name: str) -> tuple[Events, ItemFile | None, str]:
         times=table["time"].to_numpy() if "time" in table.column_names else None,
         types=table["type"].to_numpy(),
         weights=table["weight"].to_numpy(),
+        parts=table["part"].to_numpy() if "part" in table.column_names else None,
         user_ids=tuple(pq.read_table(folder / USERS)["id"].to_pylist()),
         item_ids=tuple(stored["id"].to_pylist()),
         titles=tuple(stored["title"].to_pylist()),
@@ -147,6 +150,8 @@ def _write(folder: Path, events: Events, items: ItemFile | None, report: dict[st
     }
     if events.times is not None:
         columns["time"] = events.times
+    if events.parts is not None and events.parts.any():
+        columns["part"] = events.parts
     pq.write_table(pa.table({k: np.ascontiguousarray(v) for k, v in columns.items()}), folder / EVENTS)
     pq.write_table(pa.table({"id": pa.array(events.user_ids, pa.string())}), folder / USERS)
     ids = pa.array(events.item_ids, pa.string())

@@ -81,9 +81,8 @@ def render(run: Mapping[str, Any]) -> str:
 def _sentences(run: Mapping[str, Any]) -> dict[str, str]:
     """Return the plain-word sentences of the first screen."""
     metrics, baselines = run["metrics"], run["baselines"]
-    protocol = run["evaluation"]["protocol"]
     found = (
-        f"{words.PROTOCOLS.get(protocol, f'The test is {protocol}.')} {metrics['recall@10']:.1%} of those "
+        f"{words.hidden(run['evaluation'])} {metrics['recall@10']:.1%} of those "
         f"items were among the first 10 that the person would have been shown, and "
         f"{metrics['recall@50']:.1%} among the first 50."
     )

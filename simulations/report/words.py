@@ -25,11 +25,11 @@ BASELINES = {
     "local_only": "each device alone",
 }
 
-PROTOCOLS = {
-    "loo": "Each person's last event was hidden and looked for in a ranking of the whole catalogue.",
-    "temporal": "Everything after one date was hidden and looked for in a ranking of the whole catalogue.",
-    "ncf": "Each person's last event was hidden and looked for among 99 sampled items only: such figures are "
-    "not comparable with rankings of the whole catalogue.",
+RANKINGS = {
+    "ncf": "looked for among 99 sampled items only: such figures are not comparable with rankings of the whole "
+    "catalogue",
+    "mask": "looked for in a ranking of the whole catalogue without what the person had before",
+    "recommend": "looked for in a ranking of the whole catalogue, what the person had before included: repeats count",
 }
 
 UNITS = {
@@ -58,6 +58,13 @@ NOT_PROTECTED = (
     "epsilon as soon as somebody else can see it.",
     "Groups act alike: what is true of most people is learned on purpose. Epsilon bounds what one unit adds.",
 )
+
+
+def hidden(evaluation: Mapping[str, Any]) -> str:
+    """Say exactly what was held out for the test of a run, and in what ranking it was looked for."""
+    what = evaluation.get("held_out") or f"the test of protocol {evaluation['protocol']}"
+    how = RANKINGS["ncf"] if evaluation["protocol"] == "ncf" else RANKINGS[evaluation.get("repeats", "mask")]
+    return f"What was hidden: {what}. It was {how}."
 
 
 def metric_name(metric: str) -> str:

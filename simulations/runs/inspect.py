@@ -67,7 +67,9 @@ def evaluate_run(
 
 
 def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path: Path | None = None) -> dict[str, Any]:
-    """Return what the device of ``user`` would recommend: exact search over the released items, its own left out.
+    """Return what the device of ``user`` would recommend: exact search over the released items.
+
+    Its own are left out, unless the run recommends repeats.
 
     The device knows the events before its test target. One that knows none gets the model's answer to an empty
     history: what the model holds for popular, since no device sees more of popularity than was released.
@@ -88,7 +90,8 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
     row = np.array([ids.index(user)])
     context = opened.split.test_context
     history = context.history(int(row[0]))
-    found, scores = opened.items.search(opened.model.queries(row, context), k, [np.unique(history)])
+    left_out = np.unique(history) if opened.split.repeats == "mask" else np.zeros(0, dtype=np.int64)
+    found, scores = opened.items.search(opened.model.queries(row, context), k, [left_out])
     catalogue = opened.dataset.catalogue
     return {
         "run": str(folder),

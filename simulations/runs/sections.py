@@ -24,6 +24,8 @@ _CONTEXT = {
     "loo": "training and validation events of the device",
     "temporal": "the device's events before the test time",
     "ncf": "training and validation events of the device",
+    "random": "all events of the device but those held out for the test",
+    "given": "the device's events in the training and validation files",
 }
 
 _WINDOWS = (1, 12)
@@ -50,7 +52,9 @@ def evaluation_section(dataset: Dataset, split: Split, test: Evaluation) -> dict
         "protocol": split.protocol,
         "context": _CONTEXT[split.protocol],
         "catalogue": dataset.catalogue.source,
-        "masked": "the device's context",
+        "masked": "the device's context" if split.repeats == "mask" else "nothing: what it had is recommended again",
+        "repeats": split.repeats,
+        "held_out": split.held_out,
         "users": len(test.users),
         "notes": split.notes,
         "conventions": "metrics, baselines and validation are computed on private data: simulation only, outside "

@@ -37,7 +37,7 @@ def prepare(config: RunConfig, progress: Progress) -> tuple[Dataset, Split, Worl
 
 def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[Split, World]:
     """Split a loaded data set, and fix plan and shape."""
-    split = make_split(dataset, config.data.protocol, config.seed)
+    split = make_split(dataset, config.data.protocol, config.seed, repeats=config.data.repeats)
     features = dataset.catalogue.category_matrix() if config.model.features else None
     if features is not None and not features.shape[1]:
         features = None
