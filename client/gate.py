@@ -19,7 +19,7 @@ from fedrecall.protocol.statistics import Statistic
 
 Schema = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-_WITHIN = 1 + 1e-6
+_WITHIN = 1 + 1e-9
 _WIRE = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64))
 
 
@@ -39,7 +39,7 @@ def let_out(
             for; all of it leaves, always, so that a message's size tells nothing.
         round: the round.
         clip_norm: L2 bound over all weights together (the count within the clip has its own), enforced here for the
-            numbers in the dtype that leaves, to a factor of 1 + 1e-6; ``None`` where the plan has none or noise was
+            numbers in the dtype that leaves, to a factor of 1 + 1e-9; ``None`` where the plan has none or noise was
             already added to a clipped sum.
         charge: charges the device's ledger durably under the update's nonce, or raises; called last (rule 8).
 
@@ -80,7 +80,7 @@ def let_out_statistic(
         charge: as in ``let_out``.
 
     Raises:
-        UpdateError: as ``let_out``. What is longer than 1 (1 + 1e-6), or no number, becomes zeros (rule 5).
+        UpdateError: as ``let_out``. What is longer than 1 (1 + 1e-9), or no number, becomes zeros (rule 5).
         BudgetExhausted: what ``charge`` raises, and nothing leaves.
     """
     schema = statistic.schema

@@ -76,3 +76,9 @@ def initial_arrays(shape: ModelShape, seed: int) -> dict[str, Tensor]:
         model = RecallModel(shape)
     arrays = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return {ITEM_ID: torch.zeros(shape.n_items, shape.dim), **arrays}
+
+
+def array_names(shape: ModelShape) -> tuple[str, ...]:
+    """Return the names of ``initial_arrays`` without making them."""
+    with torch.device("meta"):
+        return (ITEM_ID, *RecallModel(shape).state_dict())

@@ -5,7 +5,6 @@ under the number that the invitation names.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ _LOCAL = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]", re.ASCII)
 _MAX_ID = 1024
 _MAX_PEM = 1 << 20
 _MAX_RELEASE = 2048
+_WEIGHTS = (1e-6, 1e6)
+_LARGEST_FEATURE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,9 +96,11 @@ class Invitation:
         if not isinstance(data["task"], dict):
             raise PlanError("task is no map: ask the operator for another invitation")
         try:
-            features = None if data["features"] is None else np.array(data["features"], dtype=np.float32)
+            # What is too large for float32 becomes infinite, and is refused with all that is no number.
+            with np.errstate(over="ignore"):
+                features = None if data["features"] is None else np.array(data["features"], dtype=np.float32)
             task = Task.from_dict(data["task"])
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise PlanError(f"task or features cannot be read ({error}): ask the operator for another") from error
         return Invitation(
             number=data["number"],
@@ -155,8 +158,8 @@ def _check_types(weights: Any, n_types: Any) -> None:
         raise PlanError(f"event_weights names {len(weights)} types, the task's model has {n_types}: name each")
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0.0 < weight < math.inf:
-            raise PlanError(f"event_weights[{name!r}] is {weight!r}: choose a finite number above 0")
+        if not number or not _WEIGHTS[0] <= weight <= _WEIGHTS[1]:
+            raise PlanError(f"event_weights[{name!r}] is {weight!r}: choose it from {_WEIGHTS[0]:g} to {_WEIGHTS[1]:g}")
 
 
 def _check_features(features: Any, items: int, n_features: Any) -> None:
@@ -165,8 +168,10 @@ def _check_features(features: Any, items: int, n_features: Any) -> None:
             raise PlanError(f"features is missing, the task's model has {n_features} an item: add them")
         return
     plain = isinstance(features, np.ndarray) and features.dtype == np.float32
-    if not plain or features.shape != (items, n_features) or not np.isfinite(features).all():
-        raise PlanError(f"features must be finite float32 of shape ({items}, {n_features}): correct them")
+    if not plain or features.shape != (items, n_features) or not (np.abs(features) <= _LARGEST_FEATURE).all():
+        raise PlanError(
+            f"features must be float32 of shape ({items}, {n_features}), none above {_LARGEST_FEATURE:g}: correct them"
+        )
 
 
 def _is_name(text: Any) -> bool:

@@ -19,6 +19,10 @@ Adjacency = Literal["add_remove", "replace_one", "zero_out"]
 Renewal = Literal["never", "day", "week", "month"]
 
 
+ROUNDS = "rounds"
+"""Name of a plan's training mechanism."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveClip:
     """A clip that follows a quantile of the devices' norms (Andrew and others 2021, algorithm 1).

@@ -77,7 +77,9 @@ class PrivacyConfig(_Section):
     unit: Literal["user", "interaction"] = "user"
     trust: Literal["central", "local"] = "central"
     epsilon: float | None = Field(8.0, gt=0, description="target of adversary released-model; null: no privacy")
-    delta: float = Field(1e-5, gt=0, lt=1)
+    delta: float | None = Field(
+        None, gt=0, lt=1, description="null: 1e-5, or the power of ten below one over the devices if that is smaller"
+    )
     clip_norm: float = Field(0.1, gt=0, description="L2 bound of one sample's contribution to a round")
     shares: dict[Literal["popularity", "second_moments", "rounds"], Share] = Field(
         {"popularity": 0.03, "second_moments": 0.87, "rounds": 0.10},

@@ -74,7 +74,7 @@ MAY_ALONE = {
         *("flwr.app.RecordDict", "flwr.clientapp.ClientApp"),
     },
     # Reads its own files back, and refuses a folder that others may read.
-    "client/device/folder.py": {"hashlib.sha256"},
+    "client/device/folder.py": {"hashlib.sha256", "math.inf"},
     "client/device/enrolment.py": {"stat.S_IMODE"},
     # Runs this app in the place of whatever app the server names.
     "client/device/own_app.py": {
@@ -91,7 +91,7 @@ MAY_ALONE = {
         *("codecs.BOM_UTF32_LE", "contextlib.ExitStack", "contextlib.contextmanager", "io.BufferedReader"),
         *("io.RawIOBase", "zipfile.BadZipFile", "zipfile.ZipFile"),
     },
-    "protocol/lock.py": {"collections.abc", "contextlib.contextmanager", "fcntl"},
+    "protocol/lock.py": {"collections.abc", "contextlib.contextmanager", "fcntl", "time.monotonic", "time.sleep"},
     "client/device/spool.py": {"contextlib.contextmanager", "fcntl", "os.close", "os.write", "tempfile.mkstemp"},
     "client/device/my_data.py": {"io.BytesIO", "os.walk", "zipfile"},
     "client/device/node_key.py": {"cryptography"},

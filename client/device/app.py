@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedrecall.client.device.folder import DeviceFolder
-from fedrecall.protocol.errors import BudgetExhausted, FedrecallError, PlanError
+from fedrecall.protocol.errors import BudgetExhausted, PlanError
 
 app = ClientApp()
 
@@ -41,7 +41,11 @@ def _folder(context: Context) -> DeviceFolder:
     return DeviceFolder(Path(str(context.node_config["device"])))
 
 
+def reason_of(error: Exception) -> str:
+    """Return the one word that leaves when a device refuses."""
+    words = ((BudgetExhausted, "budget"), (PlanError, "plan"))
+    return next((word for kind, word in words if isinstance(error, kind)), "failed")
+
+
 def _refusal(error: Exception, message: Message) -> Message:
-    words = ((BudgetExhausted, "budget"), (PlanError, "plan"), (FedrecallError, "failed"))
-    reason = next((word for kind, word in words if isinstance(error, kind)), "failed")
-    return Message(RecordDict({"refused": ConfigRecord({"reason": reason})}), reply_to=message)
+    return Message(RecordDict({"refused": ConfigRecord({"reason": reason_of(error)})}), reply_to=message)

@@ -6,6 +6,7 @@ that counts too much, never too little, and an ask that is repeated gets the ide
 """
 
 import hashlib
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,14 +17,16 @@ import numpy as np
 import torch
 
 from fedrecall.client.config import LocalConfig
-from fedrecall.client.device.enrolment import ENROLMENT, EVENTS, LEDGER, SENT, STATE, check_private, enrolled
+from fedrecall.client.device.enrolment import ENROLMENT, EVENTS, LEDGER, MAX_STATE, SENT, STATE, check_private, enrolled
+from fedrecall.client.device.home import PersonLedger, home_of, ledger_path
 from fedrecall.client.events.database import EventDatabase
 from fedrecall.client.events.store import EventStore
 from fedrecall.client.gate import let_out_statistic
 from fedrecall.client.training.start import codes_of, statistic_of
 from fedrecall.client.training.trainer import Device, Trainer
-from fedrecall.models.recall import initial_arrays
+from fedrecall.models.recall import array_names, initial_arrays
 from fedrecall.models.shape import ModelShape
+from fedrecall.privacy.accounting.soundness import check_task
 from fedrecall.privacy.ledger.chain import head_path
 from fedrecall.privacy.ledger.device_ledger import Budget, DeviceLedger
 from fedrecall.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
@@ -31,18 +34,21 @@ from fedrecall.protocol.allow_list import shared_names
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UsageError
 from fedrecall.protocol.files import check_room, read_bounded, write_atomic, write_json_atomic
 from fedrecall.protocol.invitation import Invitation
+from fedrecall.protocol.plan import ROUNDS
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import Arrays, Update
+from fedrecall.protocol.statistics import Statistic
 from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import pack, unpack
 
-_MAX_BYTES = 1 << 30
+_LARGEST_WEIGHT = 1e6
+"""Of a model, so that no arithmetic of a round overflows: what is larger has diverged, or is meant to."""
+_MOST_ROUNDS = 1 << 32
 _SLACK = 1 << 16
 """Bytes of a message besides its numbers."""
 _ROOM = 1 << 21
 """Bytes of what is kept of an answer besides a model: the longest of the private start, and the ledger's lines."""
 _ASKED = {"round", "mechanism", "clip_norm", "task"}
-_ROUNDS = "rounds"
 
 
 class DeviceFolder:
@@ -60,6 +66,7 @@ class DeviceFolder:
         self.invitation, self.path = enrolled(folder), Path(folder).absolute()
         self.number, self.task = self.invitation.number, self.invitation.task
         self.shape, self._local = _work(self.task)
+        self._failed = ""
 
     @classmethod
     def enrol(
@@ -74,7 +81,7 @@ class DeviceFolder:
             folder: of the device.
             invitation: what the device agrees to; it will answer asks for nothing else.
             budget: what its user allows it to spend; ``None`` keeps that of the ledger. Another one than the ledger's
-                is recorded there, and holds from then on.
+                is recorded there, and holds from then on. In a home the budget is the home's.
             replace: whether to agree to something else than before.
 
         Raises:
@@ -91,9 +98,14 @@ class DeviceFolder:
             raise UsageError(
                 f"{folder} agreed to another number, task or catalogue: keep to it, or say that it is to be replaced"
             )
-        if again or head_path(folder / LEDGER).exists():
+        path, home = ledger_path(folder), home_of(folder)
+        if home is not None and budget is not None:
+            raise UsageError(f"{folder} lies in the home {home}, whose budget counts for all jobs: change it there")
+        if home is not None and head_path(folder / LEDGER).exists():
+            raise UsageError(f"{folder} has a ledger of its own: a device cannot be moved into a home")
+        if again or head_path(path).exists():
             # Of a ledger that was begun, a missing file is missed.
-            ledger = DeviceLedger.open(folder / LEDGER)
+            ledger = DeviceLedger.open(path)
             if budget is not None and budget != ledger.budget:
                 ledger.change_budget(budget)
             if ledger.budget.unit != invitation.task.plan.unit and ledger.budget.epsilon is not None:
@@ -104,7 +116,7 @@ class DeviceFolder:
         elif budget is None:
             raise UsageError("no budget: say which epsilon and delta this device may spend")
         else:
-            DeviceLedger.resume(folder / LEDGER, budget, simulated=invitation.task.plan.simulated)
+            DeviceLedger.resume(path, budget, simulated=invitation.task.plan.simulated)
         if changed:
             (folder / STATE).unlink(missing_ok=True)
         EventDatabase.create(folder / EVENTS).close()
@@ -126,11 +138,11 @@ class DeviceFolder:
         arrays, header = self._ask(data)
         # What is charged and then cannot be kept is never sent: on a full disk every ask would cost, for nothing.
         check_room(self.path, sum(weight.nbytes for weight in self._initial.values()) + _ROOM)
-        update = self._trained(arrays, header, tower) if header["mechanism"] == _ROUNDS else self._told(arrays, header)
+        update = self._trained(arrays, header, tower) if header["mechanism"] == ROUNDS else self._told(arrays, header)
         out = pack(update.arrays, {"round": update.round, "nonce": update.nonce})
         kept = {name: weight.numpy() for name, weight in tower.items()}
         kept[SENT] = np.frombuffer(out, dtype=np.uint8)
-        write_atomic(self.path / STATE, pack(kept, {"asked": asked}), mode=0o600)
+        write_atomic(self.path / STATE, pack(kept, {"asked": asked, "failed": self._failed}), mode=0o600)
         return out
 
     def history(self) -> EventStore:
@@ -157,11 +169,19 @@ class DeviceFolder:
         form = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         if form != {name: (array.shape, array.dtype) for name, array in self.expected.items()}:
             raise PlanError("the ask's arrays are not those of the task's model: refused")
+        if not all((np.abs(array) <= _LARGEST_WEIGHT).all() for array in arrays.values()):
+            raise PlanError(f"the ask's arrays hold what is no number or above {_LARGEST_WEIGHT:g}: refused")
         round, clip_norm = header["round"], header["clip_norm"]
-        if type(round) is not int or round < 0 or not (clip_norm is None or type(clip_norm) is float):
+        bounded = clip_norm is None or (type(clip_norm) is float and 0.0 < clip_norm < math.inf)
+        if type(round) is not int or not 0 <= round < _MOST_ROUNDS or not bounded:
             raise PlanError(f"the ask has round {round!r} and clip norm {clip_norm!r}: refused")
-        store, ledger = self.history(), DeviceLedger.open(self.path / LEDGER)
-        device = Device(store=store, key=self.number, tower=tower, ledger=ledger)
+        device = Device(
+            store=self._events(),
+            key=self.number,
+            tower=tower,
+            ledger=PersonLedger(self.path, self.task.digest()),
+            on_failed=self._note_failure,
+        )
         trainer = Trainer(
             shape=self.shape,
             features=self.invitation.features,
@@ -178,7 +198,7 @@ class DeviceFolder:
         if header["round"] != 0 or type(header["round"]) is not int or header["clip_norm"] is not None:
             raise PlanError("the ask's round or clip norm is not that of the start, 0 and none: refused")
         statistic = statistic_of(name, arrays, plan, self.shape.n_items)
-        codes, ledger = codes_of(statistic, self.history()), DeviceLedger.open(self.path / LEDGER)
+        codes, ledger = self._codes(statistic), PersonLedger(self.path, self.task.digest())
         replayed = f"{derive_seed(self.task.seed, 'device', self.number, name, 0):032x}"
         return let_out_statistic(
             codes,
@@ -186,6 +206,30 @@ class DeviceFolder:
             round=0,
             charge=lambda nonce: ledger.charge(plan, name, 0, replayed if plan.simulated else nonce, datetime.now(UTC)),
         )
+
+    def _events(self) -> EventStore:
+        """Return the events for an answer; none where they cannot be read, which may depend on them (rule 16)."""
+        try:
+            return self.history()
+        except Exception as error:
+            self._note_failure(error)
+            nothing = np.zeros(0, dtype=np.int64)
+            types = tuple(self.invitation.event_weights)
+            return EventStore.from_columns(
+                users=nothing, items=nothing, n_users=1, n_items=self.shape.n_items, type_names=types
+            )
+
+    def _note_failure(self, error: Exception) -> None:
+        """Keep the kind of what went wrong for the device's user; nothing of it may leave."""
+        self._failed = type(error).__name__
+
+    def _codes(self, statistic: Statistic) -> dict[str, np.ndarray]:
+        """Return what the device tells of a statistic; zeros where working it out fails (rule 16)."""
+        try:
+            return codes_of(statistic, self._events())
+        except Exception as error:
+            self._note_failure(error)
+            return {name: np.zeros(shape, dtype) for name, (shape, dtype) in statistic.schema.items()}
 
     @cached_property
     def _initial(self) -> dict[str, torch.Tensor]:
@@ -205,7 +249,7 @@ class DeviceFolder:
         path = self.path / STATE
         if not path.exists():
             return trained, None, ""
-        arrays, header = unpack(read_bounded(path, max_bytes=_MAX_BYTES), what=str(path))
+        arrays, header = unpack(read_bounded(path, max_bytes=MAX_STATE), what=str(path))
         try:
             sent = arrays.pop(SENT).tobytes()
             return {name: torch.as_tensor(arrays[name]) for name in trained}, sent, str(header["asked"])
@@ -225,11 +269,15 @@ def task_of(plan: Any, shape: ModelShape, local: LocalConfig, trained: tuple[str
 
 
 def _work(task: Task) -> tuple[ModelShape, LocalConfig]:
-    """Return a task's model and local work; raises PlanError for a task that this version does not know."""
+    """Return a task's model and local work; raises PlanError for a task that is not sound or not known here."""
+    check_task(task)
     try:
-        return ModelShape(**task.shape), LocalConfig(**task.local)
+        shape, local = ModelShape(**task.shape), LocalConfig(**task.local)
     except (ValueError, TypeError) as error:
         raise PlanError(f"the task asks for work that this fedrecall does not know ({error}): update it") from error
+    if unknown := sorted(set(task.trained) - set(array_names(shape))):
+        raise PlanError(f"the task trains {unknown[:3]}, which its model does not have: update this fedrecall")
+    return shape, local
 
 
 def _same(agreed: Invitation, invitation: Invitation) -> bool:

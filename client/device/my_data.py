@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedrecall.client.device.enrolment import ENROLMENT, EVENTS, LEDGER, SENT, STATE, check_private
+from fedrecall.client.device.enrolment import ENROLMENT, EVENTS, LEDGER, LEDGER_LOCK, SENT, STATE, check_private
+from fedrecall.client.device.home import ledger_path
 from fedrecall.client.device.join import FLOWER, LOCK, PROGRAMS, ROOTS, STATUS
 from fedrecall.client.device.node_key import PRIVATE, PUBLIC
 from fedrecall.client.device.spool import SPOOLED
@@ -31,8 +32,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 CANNOT_BE_TAKEN_BACK = (
     "What left this device stays where it went: updates are in the releases that were made from them, as much as the "
     "ledger counts, and copies of releases cannot be called back.",
-    "The ledger stays in the folder. It holds no event: what was spent, on which days, for which plan. Without it the "
-    "same budget could be spent twice about the same person.",
+    "The ledger stays, in the folder or in the home above it. It holds no event: what was spent, on which days, for "
+    "which plan. Without it the same budget could be spent twice about the same person.",
     "The server still has this device's public key and number: ask its operator to remove them.",
     "Copies elsewhere, such as backups and the files that were ingested, are yours to delete; flash storage may keep "
     "deleted blocks for a while.",
@@ -44,7 +45,7 @@ events.jsonl             one event a line, oldest first: item, time (seconds sin
                          (log2(1 + weight as ingested), or 1)
 device.json              the device's number, its server, and the privacy plan that it agreed to
 ledger.jsonl             every participation: plan, round, what it cost (mu^2), day; each line carries the hash of the
-                         one before
+                         one before. In a home it counts the devices of all jobs
 tower.json               the private part of the model, as numbers by name, where rounds train it; it never left
 last_update.safetensors  the arrays that left this device last; at most this much leaves in a round
 
@@ -74,8 +75,8 @@ def export_my_data(folder: Path, target: Path, now: datetime | None = None) -> d
         events, members["events.jsonl"] = len(lines), "".join(line + "\n" for line in lines).encode()
     if (folder / ENROLMENT).exists():
         members["device.json"] = _about(Invitation.load(folder / ENROLMENT))
-    if (folder / LEDGER).exists():
-        members["ledger.jsonl"] = read_bounded(folder / LEDGER, max_bytes=_MAX_BYTES)
+    if ledger_path(folder).exists():
+        members["ledger.jsonl"] = read_bounded(ledger_path(folder), max_bytes=_MAX_BYTES)
     members |= dict(_model(folder / STATE))
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -110,7 +111,7 @@ def forget(folder: Path) -> dict[str, Any]:
         sync_folder(folder)
     return {
         "deleted": deleted,
-        "kept": sorted(path.name for path in folder.iterdir() if path.name != LOCK),
+        "kept": sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, LEDGER_LOCK)),
         "cannot_be_taken_back": list(CANNOT_BE_TAKEN_BACK),
     }
 

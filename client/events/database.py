@@ -24,6 +24,7 @@ from fedrecall.protocol.errors import CorruptArtefact, DataError, FedrecallError
 VERSION = 2
 _APPLICATION = 0x46524543
 _WAIT_S = 30.0
+_STRENGTHS = (1e-30, 1e30)
 _SCHEMA = """
 CREATE TABLE events (
     number INTEGER PRIMARY KEY,
@@ -153,9 +154,10 @@ class EventDatabase:
             times = np.floor(np.array(timed, dtype=np.float64)).astype(np.int64)
         except (ValueError, TypeError, OverflowError) as error:
             raise CorruptArtefact(f"{self._path} holds an event that was not ingested: restore it") from error
-        with np.errstate(over="ignore"):
-            weights = (strengths * factors).astype(np.float32)
-        if not (np.isfinite(weights) & (weights > 0)).all() or len(timed) not in (0, len(kept)):
+        # A strength is any number above 0: none may become one that training cannot bear.
+        with np.errstate(over="ignore", under="ignore"):
+            weights = np.clip(strengths * factors, *_STRENGTHS).astype(np.float32)
+        if not ((strengths > 0) & np.isfinite(strengths)).all() or len(timed) not in (0, len(kept)):
             raise CorruptArtefact(f"{self._path} holds an event that was not ingested: restore it")
         return EventStore(
             offsets=np.array([0, len(kept)], dtype=np.int64),

@@ -23,12 +23,15 @@ from fedrecall.client.training.negatives import draw_negatives
 from fedrecall.client.training.samples import Samples, block_samples, input_masks, sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel, initial_arrays
 from fedrecall.models.shape import ModelShape
+from fedrecall.privacy.mechanisms.opacus_step import clip_factors
 from fedrecall.protocol.allow_list import WITHIN_CLIP
 from fedrecall.protocol.plan import Unit
 from fedrecall.protocol.records import CohortSum
 
-_OPACUS_MARGIN = 1e-6
-"""Opacus divides by norm + 1e-6, the gate by the norm; both paths clip alike."""
+_RUN = 64
+"""Squares of so many numbers are added in the model's precision, all further ones in float64."""
+_SINGLE = 1.0 - 2.0**-21
+"""Takes off a clip in float32 what rounding, of a run's sum and of the products, could add to it."""
 
 Towers = dict[str, Tensor]
 """Private user-tower weights by name, stacked over devices: [devices, ...]. Never part of an update."""
@@ -131,9 +134,7 @@ class Cohort:
             # A few chunks ahead, not all: the memory of a round stays bounded.
             for begin in range(0, len(chunks), 4 * self.workers):
                 some = chunks[begin : begin + 4 * self.workers]
-                for chunk, done in zip(
-                    some, pool.map(part, some) if self.workers > 1 else map(part, some), strict=True
-                ):
+                for chunk, done in zip(some, pool.map(part, some), strict=True):
                     for name, value in done.sums.items():
                         total[name] += value
                     for index, value in done.rows:
@@ -238,17 +239,16 @@ class Cohort:
 
         Invalid ones become zero.
         """
-        square = torch.stack([torch.linalg.vector_norm(p.flatten(1), dim=1) for p in parts]).square().sum(dim=0)
+        square = torch.stack([_squared_norms(p) for p in parts]).sum(dim=0)
         valid = torch.isfinite(square)
         if not bool(valid.all()):
             for part in parts:
                 part[~valid] = 0.0
         if clip_norm is None:
-            return torch.ones_like(square), 0
-        margin = _OPACUS_MARGIN if self.local.steps == 1 else 0.0
+            return torch.ones_like(square, dtype=self.dtype), 0
         norms = rate * square.sqrt()
-        scale = (clip_norm / (norms + margin)).clamp(max=1.0)
-        return torch.where(valid, scale, 0.0), int((valid & (norms <= clip_norm)).sum())
+        scale = clip_factors(norms, clip_norm) * (_SINGLE if self.dtype == torch.float32 else 1.0)
+        return scale.to(self.dtype), int((valid & (norms <= clip_norm)).sum())
 
     def _unclipped(self, model: RecallModel, shared: dict[str, Tensor], batch: dict[str, Tensor]) -> _Part:
         """Return the sum of the chunk's unclipped gradients: one backward pass, negatives shared by all."""
@@ -267,3 +267,12 @@ class Cohort:
             return _Part(sums=sums, rows=(), tower={}, within=0)
         rows = ((batch["own"].flatten(), found[-2].flatten(0, 1)), (batch["negatives"], found[-1]))
         return _Part(sums=sums, rows=rows, tower={}, within=0)
+
+
+def _squared_norms(part: Tensor) -> Tensor:
+    """Return the float64 squared norm of each sample of ``part`` [samples, ...], to a relative 2^-20 in float32."""
+    flat = part.flatten(1)
+    whole = flat.shape[1] // _RUN * _RUN
+    runs = torch.linalg.vector_norm(flat[:, :whole].reshape(len(flat), -1, _RUN), dim=2)
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1, keepdim=True)
+    return torch.cat([runs, rest], dim=1).to(torch.float64).square().sum(dim=1)

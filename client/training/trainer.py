@@ -7,6 +7,7 @@ the history costs and not what the catalogue costs.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ from fedrecall.client.training.negatives import draw_negatives
 from fedrecall.client.training.samples import Samples, block_samples, input_masks, sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel
 from fedrecall.models.shape import ModelShape
-from fedrecall.privacy.ledger.device_ledger import DeviceLedger
 from fedrecall.privacy.mechanisms.adaptive_clip import within_clip
-from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum, joint_norm
+from fedrecall.privacy.mechanisms.mechanisms import clip_joint, gaussian_sum, joint_norm
 from fedrecall.privacy.mechanisms.noise import NoiseSource, check_noise
 from fedrecall.privacy.mechanisms.opacus_step import ClippedGradient
 from fedrecall.protocol.allow_list import WITHIN_CLIP
@@ -53,6 +53,14 @@ class _LocalModel(nn.Module):
         return loss
 
 
+class Ledger(Protocol):
+    """What a device's participation is charged to (``DeviceLedger``)."""
+
+    def charge(self, plan: Plan, mechanism: str, round: int, key: str, now: datetime) -> bool:
+        """Record it durably, or raise BudgetExhausted."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Device:
     """What one device has.
@@ -63,13 +71,16 @@ class Device:
         tower: weights of its private user tower by name, updated in place; empty means the identity.
         ledger: what it spent, charged before anything leaves; ``None`` in a simulation alone.
         clock: tells the time, with its zone.
+        on_failed: told of work that failed, which is then as if the device had no events: noised, charged and sent;
+            ``None``, for simulations, makes it an error.
     """
 
     store: EventStore
     key: int
     tower: dict[str, Tensor]
-    ledger: DeviceLedger | None = None
+    ledger: Ledger | None = None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    on_failed: Callable[[Exception], None] | None = None
 
 
 class Trainer:
@@ -131,22 +142,23 @@ class Trainer:
         """
         if clip_norm is None or self._mechanism.adaptive_clip is None:
             clip_norm = self._mechanism.clip_norm
-        negatives = draw_negatives(self._seed, round, self._shape.n_items, self._local.negatives)
-        samples = self._samples(device, negatives, round)
-        inputs = self._inputs(samples, negatives, self._kept(device, len(samples), round))
-        items = self._load(arrays, device, samples, negatives)
-        change, norm = (
-            self._gradient(arrays, device, items, inputs, clip_norm)
-            if self._local.steps == 1
-            else self._local_training(arrays, device, items, inputs)
-        )
-        if self._plan.trust == "local" and self._mechanism.noise_multiplier > 0:
+        try:
+            change, norm = self._work(round, arrays, device, clip_norm)
+        except Exception as error:
+            if device.on_failed is None:
+                raise
+            # Rule 16: that the work failed may depend on the events, and must not show.
+            device.on_failed(error)
+            change, norm = {name: np.zeros(arrays[name].shape) for name in self._trained}, 0.0
+        # Samples are clipped one by one; the whole is bounded too, whatever was done before.
+        bound = clip_norm
+        if clip_norm is not None and self._plan.unit == "interaction":
+            bound = clip_norm * self._local.blocks
+        if self._plan.trust == "local" and self._mechanism.noise_multiplier > 0 and bound is not None:
             if noise is None:
                 raise PlanError("trust is 'local' and the device has no noise: give update() a source of its own")
             check_noise(noise, self._plan)
-            change, clip_norm = gaussian_sum(change, self._mechanism, noise), None
-        elif self._plan.unit == "interaction" and clip_norm is not None:
-            clip_norm *= self._local.blocks
+            change, bound = gaussian_sum(clip_joint(change, bound)[0], self._mechanism, noise), None
         schema = {n: (arrays[n].shape, np.dtype(arrays[n].dtype)) for n in self._trained}
         if self._mechanism.adaptive_clip is not None and clip_norm is not None:
             change[WITHIN_CLIP] = within_clip(norm, clip_norm)
@@ -155,9 +167,21 @@ class Trainer:
             change,
             schema=schema,
             round=round,
-            clip_norm=clip_norm,
+            clip_norm=bound,
             charge=lambda nonce: self._charge(device, round, nonce),
         )
+
+    def _work(
+        self, round: int, arrays: Arrays, device: Device, clip_norm: float | None
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Return what the device's events make of the round, its samples clipped, and the largest norm before."""
+        negatives = draw_negatives(self._seed, round, self._shape.n_items, self._local.negatives)
+        samples = self._samples(device, negatives, round)
+        inputs = self._inputs(samples, negatives, self._kept(device, len(samples), round))
+        items = self._load(arrays, device, samples, negatives)
+        if self._local.steps == 1:
+            return self._gradient(arrays, device, items, inputs, clip_norm)
+        return self._local_training(arrays, device, items, inputs)
 
     def _charge(self, device: Device, round: int, nonce: str) -> None:
         """Charge the device's ledger; a simulated device may have none, since its events are nobody's secret."""

@@ -85,7 +85,9 @@ def summary(result: dict[str, Any], folder: Path) -> list[Table | str]:
         if row
     ]
     title = f"{result['dataset']['name']}, {result['evaluation']['protocol']}, test"
-    bounds = words.bounds(result["privacy"]["adversaries"], result["privacy"]["unit"])
+    bounds = words.bounds(
+        result["privacy"]["adversaries"], result["privacy"]["unit"], result["privacy"].get("warnings", ())
+    )
     stamp = ["Simulation: the noise is from a known seed."] if result["privacy"]["simulated"] else []
     told = result["dataset"].get("order_warning")
     stamp += [f"Warning: {told}."] if told else []

@@ -59,7 +59,10 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """One participation. ``mu_squared`` is ``None`` without a bound; ``day`` tells the window of any renewal."""
+    """One participation. ``mu_squared`` is ``None`` without a bound; ``day`` tells the window of any renewal.
+
+    ``task`` names the job where several have one plan: the plan's own limits hold for each.
+    """
 
     plan: str
     mechanism: str
@@ -67,6 +70,7 @@ class Charge:
     key: str
     mu_squared: float | None
     day: str
+    task: str = ""
 
     def __post_init__(self) -> None:
         date.fromisoformat(self.day)
@@ -147,7 +151,7 @@ class DeviceLedger:
         self._chain.append({"budget": asdict(budget)})
         self._budget = budget
 
-    def charge(self, plan: Plan, mechanism: str, round: int, key: str, now: datetime) -> bool:
+    def charge(self, plan: Plan, mechanism: str, round: int, key: str, now: datetime, *, task: str = "") -> bool:
         """Record one participation durably, before anything of it leaves the device.
 
         An update that was charged and whose bytes the caller kept may be sent again without a charge, those very
@@ -158,6 +162,7 @@ class DeviceLedger:
             mechanism: its name in the plan.
             round: which of its releases, from 0.
             key: names the noise: a nonce; in a simulation a digest of seed, plan and round.
+            task: names the job that asks, among those of the same plan.
             now: the time, with its zone. Windows never run back: a time before the latest day charged counts as it.
 
         Returns:
@@ -176,7 +181,7 @@ class DeviceLedger:
         if plan.simulated and not self._simulated:
             raise PlanError("the plan is simulated and this device is not: its known noise would protect nobody")
         digest = plan.digest()
-        past = [c for c in self._charges if (c.plan, c.mechanism) == (digest, mechanism)]
+        past = [c for c in self._charges if (c.plan, c.task, c.mechanism) == (digest, task, mechanism)]
         if plan.simulated and any((c.round, c.key) == (round, key) for c in past):
             return False
         day = self._day(now)
@@ -193,7 +198,15 @@ class DeviceLedger:
             asked_for = f"round {round} of {mechanism!r} of plan {digest[:8]} asks for {price}"
             raise BudgetExhausted(f"{asked_for} and is refused, because {why}; {self._standing(now)}")
         bounded = cost if cost < math.inf else None
-        charge = Charge(plan=digest, mechanism=mechanism, round=round, key=key, mu_squared=bounded, day=day.isoformat())
+        charge = Charge(
+            plan=digest,
+            mechanism=mechanism,
+            round=round,
+            key=key,
+            mu_squared=bounded,
+            day=day.isoformat(),
+            task=task,
+        )
         self._chain.append(asdict(charge))
         self._charges.append(charge)
         return True

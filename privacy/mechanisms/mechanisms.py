@@ -21,11 +21,14 @@ from fedrecall.privacy.mechanisms.noise import NoiseSource
 from fedrecall.protocol.errors import PlanError, UpdateError
 from fedrecall.protocol.plan import Mechanism
 
+_WITHIN = 1 + 1e-9
+"""What rounding in float64 may add to a bound, relative to it."""
+
 FloatArrays = dict[str, npt.NDArray[np.floating]]
 
 
 def clip_joint(arrays: Mapping[str, np.ndarray], clip_norm: float) -> tuple[FloatArrays, float]:
-    """Scale ``arrays`` so that their joint L2 norm is at most ``clip_norm`` (1 + 1e-6); shorter ones stay.
+    """Scale ``arrays`` so that their joint L2 norm is at most ``clip_norm`` (1 + 1e-9); shorter ones stay.
 
     Float64 and integers come back as float64, float32 and float16 as float32: the bound holds for what is
     returned. An invalid input (NaN, infinity, a norm beyond float64) becomes all zeros, since a refusal would
@@ -46,10 +49,12 @@ def clip_joint(arrays: Mapping[str, np.ndarray], clip_norm: float) -> tuple[Floa
     norm = _norm(wide, largest)
     if math.isfinite(norm):
         # Dividing by the largest entry first keeps the precision of 1e300 and of 1e-300.
-        unit, scale = (1.0, 1.0) if norm <= clip_norm else (largest, clip_norm / (norm / largest))
+        # What is scaled ends a little within the bound, so that rounding to its own precision does not lift it above.
+        shrunk = clip_norm * (1 - 2.0**-23 if np.float32 in kinds.values() else 1.0)
+        unit, scale = (1.0, 1.0) if norm <= clip_norm else (largest, shrunk / (norm / largest))
         clipped: FloatArrays = {name: np.asarray(a / unit * scale, dtype=kinds[name]) for name, a in wide.items()}
         widened = {name: a.astype(np.float64) for name, a in clipped.items()}
-        if _norm(widened, min(largest, clip_norm)) <= clip_norm * (1 + 1e-6):
+        if _norm(widened, min(largest, clip_norm)) <= clip_norm * _WITHIN:
             return clipped, norm
     return {name: np.zeros(a.shape, dtype=kinds[name]) for name, a in wide.items()}, norm
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from fedrecall.privacy.accounting.soundness import check_task
 from fedrecall.privacy.ledger.ledger import Head, Ledger
 from fedrecall.protocol.errors import CorruptArtefact, PlanError, UpdateError
 from fedrecall.protocol.files import check_room, read_bounded, write_atomic, write_json_atomic
@@ -257,6 +258,7 @@ class Job:
 
     def check(self) -> None:
         """Raise PlanError for what this server cannot do as it was accounted."""
+        check_task(self.task)
         check_start(self.task.plan, self.starting, self.task.shape)
         if self.task.plan.mechanism(ROUNDS).bands > 1:
             raise PlanError("rounds.bands is above 1: correlated noise runs in simulations alone; make it 1")

@@ -77,8 +77,8 @@ def search_index(
 ) -> tuple[Int32[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
     """Return ``k`` items and scores a query, best first, without those that ``exclude`` lists for it.
 
-    Rows with fewer items end in item -1 with score -inf, as in ``ItemTable.search``, which is the exact
-    answer.
+    Rows with fewer items end in item -1 with score -inf, as in ``ItemTable.search``, which is the exact answer. A
+    search that would find fewer than are left visits all items: what is missing does not exist.
 
     Raises:
         FedrecallError: wrong shapes, ``k`` below 1, or a query that is not finite.
@@ -97,7 +97,13 @@ def search_index(
     if not len(queries):
         return items, scores
     longest = max((len(row) for row in exclude), default=0) if exclude is not None else 0
-    raw_scores, raw_items = index.index.search(queries, min(k + longest, len(index)))
+    asked = min(k + longest, len(index))
+    raw_scores, raw_items = index.index.search(queries, asked)
+    # What visits a part of the items may find too few of them there: those queries visit everything.
+    short = np.flatnonzero((raw_items < 0).any(axis=1))
+    if len(short):
+        everything = _thorough(index)
+        raw_scores[short], raw_items[short] = index.index.search(queries[short], asked, params=everything)
     for row in range(len(queries)):
         keep = raw_items[row] >= 0
         if exclude is not None:
@@ -159,6 +165,15 @@ def load_index(path: Path, *, sha256: str) -> RecallIndex:
     if kind is None or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise CorruptArtefact(f"{path} holds a {type(index).__name__}: build the index again")
     return RecallIndex(kind=kind, index=index)
+
+
+def _thorough(index: RecallIndex) -> Any:
+    """Return search parameters with which an index leaves nothing out, where it has such."""
+    if index.kind == "ivf":
+        return faiss.SearchParametersIVF(nprobe=index.index.nlist)  # type: ignore[call-arg]
+    if index.kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=len(index))  # type: ignore[attr-defined]
+    return None
 
 
 def _empty(kind: Kind, items: int, dim: int) -> Any:

@@ -12,6 +12,7 @@ from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum
 from fedrecall.privacy.mechanisms.noise import NoiseSource, check_noise
 from fedrecall.protocol.allow_list import WITHIN_CLIP
 from fedrecall.protocol.errors import UpdateError
+from fedrecall.protocol.plan import ROUNDS as ROUNDS
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, CohortSum, Update
 from fedrecall.server.config import ServerConfig
@@ -21,9 +22,6 @@ from fedrecall.server.training.enforcement import check_sampler, check_trust
 from fedrecall.server.training.optimiser import AverageState, OptState
 from fedrecall.server.training.sampling import Sampler
 from fedrecall.server.training.validation import schema_of, validate_cohort_sum
-
-ROUNDS = "rounds"
-"""Name of the plan's training mechanism."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ from fedrecall.simulations.audit.checks.folder import check_folder, replay
 from fedrecall.simulations.audit.page import write_page
 from fedrecall.simulations.audit.time_left import TimeLeft
 from fedrecall.simulations.audit.watching.attempt import Attempt
-from fedrecall.simulations.audit.watching.opened import Opened, open_run, shortened
+from fedrecall.simulations.audit.watching.opened import Opened, open_run
 from fedrecall.simulations.audit.watching.trial import CONFIDENCE, DECISIONS, FAMILY, LEVEL, Trial
 from fedrecall.simulations.runs.sections import versions
 from fedrecall.simulations.training.world import Progress
@@ -31,7 +31,6 @@ AUDIT_JSON, AUDIT_HTML = "audit.json", "audit.html"
 NEVER_TESTED = (
     "Secure aggregation and trust 'distributed': they have not landed.",
     "A deployment over the network: what is sent was seen at the collectors, not on a wire.",
-    "The noise of the count that an adaptive clip releases.",
     "Whether the generator of a deployment's noise is secret: a simulation's noise is from a known seed.",
     "The number and order of messages, the time of a device's answer beside its own part of a round (reading events, "
     "writing its ledger), and what a device does after it recommends.",
@@ -85,13 +84,13 @@ def audit_run(
 
 def _steps(opened: Opened, scratch: Path, *, deep: bool, progress: Progress) -> dict[str, Step]:
     """Return everything that is to be done, in order; each step is a function of the run and the seed alone."""
-    rounds = opened.world.plan.mechanism(ROUNDS).steps if deep else _ROUNDS
     trial = Trial(
-        shortened(opened.world, rounds),
+        opened.world,
         scratch / "trial",
         opened.config.seed,
         _DEEP_CANARIES if deep else _CANARIES,
         progress,
+        most_rounds=None if deep else _ROUNDS,
     )
     steps: dict[str, Step] = {"folder": lambda: check_folder(opened)}
     steps |= {name: partial(attempt_check, trial, name, check) for name, check in CHECKS.items()}

@@ -70,7 +70,7 @@ def render(run: Mapping[str, Any]) -> str:
         css=Markup(source),
         words=words,
         main=next((a for a in run["privacy"]["adversaries"] if a["name"] == "released-model"), None),
-        bounds=words.bounds(run["privacy"]["adversaries"], run["privacy"]["unit"]),
+        bounds=words.bounds(run["privacy"]["adversaries"], run["privacy"]["unit"], run["privacy"].get("warnings", ())),
         sentences=_sentences(run),
         pictures=_pictures(run),
         tables=_tables(run),

@@ -118,11 +118,11 @@ def small(value: float) -> str:
     return re.sub(r"e-0+", "e-", f"{value:g}")
 
 
-def bounds(adversaries: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+def bounds(adversaries: Sequence[Mapping[str, Any]], unit: str, warnings: Sequence[str] = ()) -> list[str]:
     """Say each bound with all that it depends on, never a bare number, and each lack of one.
 
     ``adversaries`` are the rows of ``privacy.adversaries`` in ``run.json``. Those with the same bound, on the
-    same assumptions, share a sentence; an unbounded one gives its reason.
+    same assumptions, share a sentence; an unbounded one gives its reason. ``warnings`` come first.
     """
     said: dict[tuple[Any, ...], list[str]] = {}
     without = []
@@ -132,12 +132,16 @@ def bounds(adversaries: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
         else:
             terms = (row["epsilon"], row["delta"], row["adjacency"], row["sampling"], row["accountant"])
             said.setdefault(terms, []).append(row["name"])
-    return [
-        f"Epsilon {round_up(epsilon)} at delta {small(delta)} against {' and '.join(names)}. Unit: {unit}, "
-        f"{UNITS.get(unit, unit)}; neighbours: {ADJACENCY.get(adjacency, adjacency)}; sampling: {sampling}; "
-        f"accountant: {accountant}"
-        for (epsilon, delta, adjacency, sampling, accountant), names in said.items()
-    ] + without
+    return (
+        [f"Warning: {warning}" for warning in warnings]
+        + [
+            f"Epsilon {round_up(epsilon)} at delta {small(delta)} against {' and '.join(names)}. Unit: {unit}, "
+            f"{UNITS.get(unit, unit)}; neighbours: {ADJACENCY.get(adjacency, adjacency)}; sampling: {sampling}; "
+            f"accountant: {accountant}"
+            for (epsilon, delta, adjacency, sampling, accountant), names in said.items()
+        ]
+        + without
+    )
 
 
 def epsilon(row: Mapping[str, Any]) -> str:

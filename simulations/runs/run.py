@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def run(
 
     validate = _validation(world, dataset, split)
     trained = train(world, out, resume=resume, validate=validate, progress=progress, engine=engine)
-    release = _release(out, world, dataset, trained)
+    release = released_files(out, world, dataset.catalogue.ids, trained)
     # What was released is measured, not what is still in memory.
     model = recaller(world, release.model, release.items, trained.towers, name="this run")
     test = measure(model, dataset, split, "test", config, progress)
@@ -140,13 +140,13 @@ def _validation(world: World, dataset: Dataset, split: Split) -> Validate:
     return validate
 
 
-def _release(out: Path, world: World, dataset: Dataset, trained: Trained) -> ReleaseFiles:
-    """Write the release into the run folder, once, and read it back through its manifest."""
+def released_files(out: Path, world: World, ids: Sequence[str], trained: Trained) -> ReleaseFiles:
+    """Write the release of the items ``ids`` into the folder ``out``, once, and read it back through its manifest."""
     if not (out / "manifest.json").exists():
         write_release(
             out,
             model={name: array for name, array in trained.arrays.items() if name != ITEM_ID},
-            items=ItemTable.from_vectors(item_vectors(trained.arrays, world.features), dataset.catalogue.ids),
+            items=ItemTable.from_vectors(item_vectors(trained.arrays, world.features), ids),
             round=world.plan.mechanism("rounds").steps,
             plan_digest=world.plan.digest(),
             ledger_head=trained.ledger_head.sha256,

@@ -12,6 +12,7 @@ import numpy as np
 
 import fedrecall
 from fedrecall.privacy.accounting.accounting import account, after_windows
+from fedrecall.privacy.accounting.delta import delta_warning
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.order import order_of, warning_of
@@ -91,9 +92,16 @@ def privacy_section(plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
         "mechanisms": [mechanism_section(m) for m in plan.mechanisms],
         "renews": plan.renews,
         "adversaries": [asdict(row) for row in account(plan)],
+        "warnings": warnings_of(plan),
         **({"windows": windows} if windows else {}),
         "start": start,
     }
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """Return what makes a plan's figures mean less than they seem to."""
+    warning = delta_warning(plan.delta, plan.devices) if any(m.noise_multiplier for m in plan.mechanisms) else ""
+    return [warning] if warning else []
 
 
 def mechanism_section(mechanism: Mechanism) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from fedrecall.client.device.folder import task_of
 from fedrecall.client.training.cohort import Towers
+from fedrecall.privacy.accounting.soundness import check_task
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.records import Arrays
 from fedrecall.server.training.content_features import content_features
@@ -14,7 +16,7 @@ from fedrecall.simulations.evaluation.evaluate import Evaluation, evaluate
 from fedrecall.simulations.evaluation.recaller import Recaller
 from fedrecall.simulations.runs.recaller import ModelRecaller
 from fedrecall.simulations.training.plan import plan_for
-from fedrecall.simulations.training.world import Progress, World, shape_of
+from fedrecall.simulations.training.world import Progress, World, shape_of, trained_names
 
 
 def load_data(config: RunConfig, progress: Progress) -> Dataset:
@@ -54,6 +56,8 @@ def world_of(config: RunConfig, dataset: Dataset, progress: Progress) -> tuple[S
         shape=shape,
         content=content_features(dataset.catalogue.titles, dataset.catalogue.categories),
     )
+    # What no device would accept is not simulated either.
+    check_task(task_of(plan, shape, config.local, trained_names(world), config.seed))
     return split, world
 
 

@@ -260,7 +260,7 @@ def _cost(config: RunConfig, devices: int, settings: list[dict[str, Any]], count
         "adjacency": whole.adjacency if whole else None,
         "sampling": whole.sampling if whole else None,
         "epsilon": whole.epsilon if whole else None,
-        "delta": config.privacy.delta,
+        "delta": plan.delta if plan else config.privacy.delta,
         "reason": together if count_noise else exact,
     }
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from fedrecall.privacy.accounting.calibration import fit_noise
+from fedrecall.privacy.accounting.delta import delta_for
 from fedrecall.privacy.accounting.gaussian import gaussian_mu
 from fedrecall.privacy.mechanisms.correlated import best_bands
 from fedrecall.protocol.plan import AdaptiveClip, Adjacency, Mechanism, Plan
@@ -29,7 +30,7 @@ def plan_for(config: RunConfig, devices: int) -> Plan:
     plan = Plan(
         unit=config.privacy.unit,
         trust=config.privacy.trust,
-        delta=config.privacy.delta,
+        delta=config.privacy.delta or delta_for(devices),
         devices=devices,
         mechanisms=(*mechanisms, rounds),
         simulated=True,
@@ -96,6 +97,6 @@ def moment_items(config: RunConfig, plan: Plan, n_items: int) -> int:
     if config.privacy.epsilon is None:
         return most
     share = config.privacy.shares["second_moments"]
-    mu = gaussian_mu(config.privacy.epsilon, config.privacy.delta) * math.sqrt(share)
+    mu = gaussian_mu(config.privacy.epsilon, plan.delta) * math.sqrt(share)
     wanted = config.start.items_per_signal * math.sqrt(plan.devices) * math.pow(mu, 0.75)
     return min(most, max(50, round(wanted)))

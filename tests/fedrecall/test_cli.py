@@ -73,6 +73,7 @@ def test_the_commands_are_those_of_the_contract_and_each_answers_in_json():
         "server invite",
         "server up",
         "server status",
+        "device home",
         "device init",
         "device ingest",
         "device join",

@@ -20,11 +20,51 @@ if TYPE_CHECKING:
     from fedrecall.client.device.supervise import Status
 
 app = typer.Typer(
-    help="A device: init, ingest, join, recommend, ledger, forget, export-my-data.",
+    help="A device: home, init, ingest, join, recommend, ledger, forget, export-my-data.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 Folder = Annotated[Path, typer.Argument(help="The device's own folder.")]
+
+
+@app.command()
+def home(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds, or will hold, one device a job.")],
+    epsilon: Annotated[float | None, typer.Option(help="The most that its user lets all jobs together spend.")] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta of that epsilon, such as 1e-6.")] = None,
+    renews: Annotated[
+        Literal["never", "day", "week", "month"], typer.Option(help="How often the budget starts again (UTC).")
+    ] = "never",
+    unit: Annotated[Literal["user", "interaction"], typer.Option(help="What the budget protects.")] = "user",
+    format: FormatOption = "text",
+) -> None:
+    """Make a person's home: one budget and one ledger over all jobs, each of whose devices is a folder in it."""
+    from fedrecall.client.device.enrolment import LEDGER
+    from fedrecall.client.device.home import make_home
+    from fedrecall.privacy.accounting.budget import Budget
+    from fedrecall.privacy.ledger.device_report import device_report
+
+    output = Output(format)
+    _both(epsilon, delta)
+    budget = None
+    if epsilon is not None and delta is not None:
+        budget = Budget(epsilon=epsilon, delta=delta, renews=renews, unit=unit)
+    _make_folder(folder)
+    make_home(folder, budget)
+    data = {"folder": str(folder), **device_report(folder / LEDGER, None, datetime.now(UTC))}
+    output.answer(data, *_spending(data), f"fedrecall device init {folder}/JOB makes the device of a job in it.")
+
+
+def _both(epsilon: float | None, delta: float | None) -> None:
+    if (epsilon is None) != (delta is None):
+        raise UsageError("a budget is --epsilon and --delta together: an epsilon means nothing without its delta")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 @app.command()
@@ -44,12 +84,8 @@ def init(
     from fedrecall.client.device.node_key import make_node_key
 
     output = Output(format)
-    if (epsilon is None) != (delta is None):
-        raise UsageError("a budget is --epsilon and --delta together: an epsilon means nothing without its delta")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+    _both(epsilon, delta)
+    _make_folder(folder)
     check_private(folder)
     key = make_node_key(folder)
     if invitation is None:
@@ -78,8 +114,8 @@ def _enrol(
     renews: Literal["never", "day", "week", "month"],
     replace: bool,
 ) -> dict[str, Any]:
-    from fedrecall.client.device.enrolment import LEDGER
     from fedrecall.client.device.folder import DeviceFolder
+    from fedrecall.client.device.home import ledger_path, neighbours
     from fedrecall.client.device.join import LOCK
     from fedrecall.privacy.accounting.accounting import account
     from fedrecall.privacy.accounting.budget import Budget
@@ -96,7 +132,12 @@ def _enrol(
         budget = Budget(epsilon=epsilon, delta=delta, renews=renews, unit=plan.unit)
     with only_one(folder / LOCK, f"the device in {folder} is taking part: end its `device join` first"):
         device = DeviceFolder.enrol(folder, invited, budget, replace=replace)
-    report = device_report(device.path / LEDGER, plan, datetime.now(UTC))
+    report = device_report(ledger_path(device.path), plan, datetime.now(UTC))
+    if beside := neighbours(folder):
+        note(
+            f"{len(beside)} more devices lie beside {folder}, each with a budget of its own: where they are of one "
+            "person, their budgets add up; `fedrecall device home` makes one for all"
+        )
     return {
         "folder": str(folder),
         "enrolled": True,
@@ -251,13 +292,19 @@ def recommend(
 @app.command()
 def ledger(folder: Folder, format: FormatOption = "text") -> None:
     """Verify the device's ledger and show what was spent, for which plans, and what is left."""
-    from fedrecall.client.device.enrolment import ENROLMENT, LEDGER, check_private, enrolled
+    from fedrecall.client.device.enrolment import ENROLMENT, check_private, enrolled, last_failure
+    from fedrecall.client.device.home import ledger_path
     from fedrecall.privacy.ledger.device_report import device_report
 
     output = Output(format)
     check_private(folder)
     plan = enrolled(folder).task.plan if (folder / ENROLMENT).exists() else None
-    data = device_report(folder / LEDGER, plan, datetime.now(UTC))
+    if failed := last_failure(folder):
+        note(
+            f"the last answer was zeros, noised and charged as any: the device's own work failed ({failed}). Nobody "
+            "else can tell"
+        )
+    data = device_report(ledger_path(folder), plan, datetime.now(UTC))
     output.answer(data, *_spending(data))
 
 

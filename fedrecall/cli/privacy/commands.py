@@ -39,6 +39,7 @@ def plan(
     from fedrecall.protocol.files import write_atomic
     from fedrecall.simulations.config import load_config
     from fedrecall.simulations.report.spending import spending, spending_svg
+    from fedrecall.simulations.runs.sections import warnings_of
     from fedrecall.simulations.runs.wiring import load_data
     from fedrecall.simulations.training.plan import plan_for
 
@@ -52,6 +53,7 @@ def plan(
         data = promised.to_dict() | {
             "digest": promised.digest(),
             "adversaries": adversary_rows(promised),
+            "warnings": warnings_of(promised),
             "curve": curves,
         }
         if picture is not None:
@@ -59,7 +61,7 @@ def plan(
                 raise UsageError(f"--picture {picture}: this plan bounds nobody, there is nothing to draw")
             write_atomic(picture, spending_svg(promised, curves).encode())
     said = [f"Picture: {picture}"] if picture is not None else []
-    output.answer(data, *shown(promised, data["adversaries"]), *_chart(promised, curves), *said)
+    output.answer(data, *shown(promised, data["adversaries"], data["warnings"]), *_chart(promised, curves), *said)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """``fedrecall privacy calibrate`` and ``fit``: the noise that a promise needs, and the plan that fits a budget."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,12 +17,11 @@ if TYPE_CHECKING:
 UnitOption = Annotated[Literal["user", "interaction"], typer.Option(help="What neighbours differ in.")]
 TrustOption = Annotated[Literal["central", "local", "distributed"], typer.Option(help="Who adds the noise.")]
 Kind = Literal["everyone", "poisson", "fixed_size", "limited"]
-_DELTA = 1e-5
 
 
 def calibrate(
     epsilon: Annotated[float, typer.Option(help="The bound against released-model.")],
-    delta: Annotated[float, typer.Option(help="Usually below one over the number of devices.")],
+    delta: Annotated[float, typer.Option(help="Below one over the number of devices.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of releases.")],
     sampling: Annotated[Kind | None, typer.Option(help="Who takes part; by the other options if absent.")] = None,
     sample_rate: Annotated[float | None, typer.Option(help="Share of the devices in a release.")] = None,
@@ -44,6 +44,7 @@ def calibrate(
     from fedrecall.privacy.accounting.accounting import cross_check
     from fedrecall.privacy.accounting.calibration import fit_noise
     from fedrecall.privacy.accounting.candidates import sound_adjacency
+    from fedrecall.privacy.accounting.delta import delta_warning
     from fedrecall.privacy.mechanisms.correlated import best_bands
     from fedrecall.protocol.plan import Mechanism, Plan
 
@@ -86,6 +87,7 @@ def calibrate(
             "mechanism": asdict(found.mechanisms[0]),
             "adversaries": adversary_rows(found),
             "cross_check": checks,
+            "warnings": [warning] if (warning := delta_warning(delta, devices)) else [],
         }
     said = f"noise multiplier {multiplier:.6g} (standard deviation of the noise in the sum over the clip norm)"
     if trust == "distributed":
@@ -95,13 +97,14 @@ def calibrate(
     names = {"pld": "PLD", "rdp": "RDP", "closed_form": "closed form"}
     sides = ", ".join(f"{names[k]} {'-' if v is None else f'{v:.4f}'}" for k, v in checks.items())
     terms = f"unit {unit}, delta {delta:g}, {found.mechanisms[0].adjacency}, against released-model"
-    output.answer(data, said, *shown(found, data["adversaries"]), f"Cross-check of epsilon ({terms}): {sides}")
+    promised = shown(found, data["adversaries"], data["warnings"])
+    output.answer(data, said, *promised, f"Cross-check of epsilon ({terms}): {sides}")
 
 
 def fit(
     devices: Annotated[int, typer.Option(min=1, help="Enrolled devices.")],
     epsilon: Annotated[float, typer.Option(help="The budget against released-model.")],
-    delta: Annotated[float | None, typer.Option(help="If absent 1e-5, or a tenth of one over the devices.")] = None,
+    delta: Annotated[float | None, typer.Option(help="If absent 1e-5, or less where devices are many.")] = None,
     unit: UnitOption = "user",
     trust: TrustOption = "central",
     sampling: Annotated[Kind | None, typer.Option(help="The kind of cohort; if absent all kinds that can pay.")] = None,
@@ -120,6 +123,7 @@ def fit(
     """List the cohorts, rounds and noise that fit a budget, a number of devices and what each may spend."""
     from fedrecall.cli.privacy.fit import configuration, explained, row, rows_table
     from fedrecall.privacy.accounting.candidates import Need
+    from fedrecall.privacy.accounting.delta import delta_for
     from fedrecall.privacy.accounting.planner import fit_plans
 
     if uplink is not None:
@@ -131,7 +135,7 @@ def fit(
         need = Need(
             devices=devices,
             epsilon=epsilon,
-            delta=delta or min(_DELTA, 0.1 / devices),
+            delta=delta or delta_for(devices),
             unit=unit,
             trust=trust,
             samplings=(sampling,) if sampling else (),
@@ -165,7 +169,7 @@ def adversary_rows(plan: "Plan") -> list[dict[str, Any]]:
     return [asdict(row) for row in account(plan)]
 
 
-def shown(plan: "Plan", adversaries: list[dict[str, Any]]) -> list[Table | str]:
+def shown(plan: "Plan", adversaries: list[dict[str, Any]], warnings: Sequence[str] = ()) -> list[Table | str]:
     """Return a plan's releases and bounds for people."""
     from fedrecall.simulations.report.words import bounds, sampler, settings
     from fedrecall.simulations.runs.sections import mechanism_section
@@ -178,5 +182,5 @@ def shown(plan: "Plan", adversaries: list[dict[str, Any]]) -> list[Table | str]:
     return [
         table(f"releases, unit {plan.unit}, trust {plan.trust}", head, rows),
         *remarks,
-        *bounds(adversaries, plan.unit),
+        *bounds(adversaries, plan.unit, warnings),
     ]

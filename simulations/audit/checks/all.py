@@ -3,7 +3,7 @@
 import time
 
 from fedrecall.protocol.errors import FedrecallError
-from fedrecall.simulations.audit.checks import conformance, white_box
+from fedrecall.simulations.audit.checks import adaptive_clip, conformance, released, white_box
 from fedrecall.simulations.audit.checks import noise as noise_checks
 from fedrecall.simulations.audit.checks import sampler as sampler_check
 from fedrecall.simulations.audit.checks import sensitivity as sensitivity_check
@@ -14,11 +14,18 @@ from fedrecall.simulations.audit.watching.trial import Check, Trial
 CHECKS: dict[str, Check] = {
     "noise on zero signal": noise_checks.zero_signal,
     "noise in the run": noise_checks.in_the_run,
+    "noise all together": noise_checks.all_together,
+    "noise at length": noise_checks.noise_at_length,
     "white box: rounds": white_box.rounds,
     "white box: start": white_box.start,
     "sampler": sampler_check.sampler,
     "sensitivity": sensitivity_check.sensitivity,
+    "sensitivity of releases": sensitivity_check.sensitivity_of_releases,
     "sensitivity of the start": start_sensitivity,
+    "adaptive clip": adaptive_clip.adaptive_clip,
+    "sensitivity of the count": adaptive_clip.counts,
+    "released: rounds": released.rounds,
+    "released: files": released.files,
     "stateless": sensitivity_check.stateless,
     "wire: names": conformance.names_on_the_wire,
     "ledger": conformance.charged_first,

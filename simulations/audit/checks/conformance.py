@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedrecall.models.recall import ITEM_ID
+from fedrecall.models.recall import initial_arrays
 from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.ledger.ledger import Ledger
-from fedrecall.protocol.allow_list import PRIVATE_PREFIXES, SHARED_PREFIXES, WITHIN_CLIP
+from fedrecall.protocol.allow_list import PRIVATE_PREFIXES, SHARED_PREFIXES, WITHIN_CLIP, shared_names
 from fedrecall.protocol.plan import Mechanism, Plan
+from fedrecall.protocol.randomness import derive_seed
 from fedrecall.protocol.records import CohortSum
 from fedrecall.server.training.rounds import run_rounds
-from fedrecall.server.training.start import compare
+from fedrecall.server.training.start import compare, first_item_vectors, first_model
 from fedrecall.simulations.audit.watching.attempt import Attempt
 from fedrecall.simulations.audit.watching.trial import Trial, accounted
+from fedrecall.simulations.training.start import start_settings
 
 
 def names_on_the_wire(trial: Trial) -> list[Attempt]:
@@ -49,9 +51,11 @@ def charged_first(trial: Trial) -> list[Attempt]:
     hits = [f"{name} {round} was drawn before its charge was on disk" for name, round, ok in seen.draws if not ok]
     ledger = Ledger.read(trial.folder / "noise" / "ledger.jsonl")
     for mechanism in trial.plan.mechanisms:
-        spent = ledger.spent()[mechanism.name]
-        if spent != mechanism.steps:
-            hits.append(f"{mechanism.name} is charged {spent} times and was released {mechanism.steps} times")
+        spent, made = ledger.spent()[mechanism.name], mechanism.steps
+        if mechanism.name == trial.rounds.name:
+            made = len(trial.visited)
+        if spent != made:
+            hits.append(f"{mechanism.name} is charged {spent} times and was released {made} times")
     released = [r.round for r in seen.rounds if not ledger.charged(trial.rounds.name, r.round)]
     hits += [f"round {round} was released and never charged" for round in released]
     return [
@@ -122,9 +126,22 @@ def start_from_releases(trial: Trial) -> list[Attempt]:
     asked = seen.get("comparison")
     if asked is not None and not any(asked is chosen for *_, chosen in seen["choices"]):
         hits.append("devices compared other items than were chosen by the released popularity")
-    table = trial.watched.first[ITEM_ID]
-    if not np.allclose(table, seen["vectors"], atol=1e-5):
+    (compared, *rest), more = seen["made_of"]
+    if not any(compared is chosen for *_, chosen in seen["choices"]):
+        hits.append("items got vectors by another choice than that of the released popularity")
+    content = more.get("content")
+    if content is not None and content.features is not trial.world.content:
+        hits.append("items got vectors by other content than the public one")
+    made = first_item_vectors(popularity, seen["moments"], compared, *rest, **more)
+    if not np.allclose(seen["vectors"], made.vectors, rtol=1e-6, atol=1e-6):
         hits.append("the first item vectors do not follow from the releases")
+    world = trial.enrolled[0]
+    fresh = initial_arrays(world.shape, derive_seed(world.config.seed, "model"))
+    public = {name: fresh[name].numpy() for name in shared_names(fresh)}
+    first = first_model(public, made, start_settings(world.config, world.plan, world.shape.n_items))
+    for name, array in first.items():
+        if not np.allclose(trial.watched.first[name], array, rtol=1e-6, atol=1e-6):
+            hits.append(f"the first {name} does not follow from the releases")
     return [
         _hits(
             trial,

@@ -18,12 +18,15 @@ from fedrecall.protocol.item_table import ItemTable
 from fedrecall.server.recall.release import load_release
 from fedrecall.server.training.checkpoint import load_latest
 from fedrecall.simulations.audit.checks.conformance import least_epsilon
+from fedrecall.simulations.audit.checks.noise import judged
+from fedrecall.simulations.audit.checks.released import file_faults, released_as_noised
 from fedrecall.simulations.audit.watching.attempt import Attempt
+from fedrecall.simulations.audit.watching.draws import Draws, groups_of, standardised
 from fedrecall.simulations.audit.watching.opened import Opened, ledger_plan
-from fedrecall.simulations.audit.watching.trial import accounted
+from fedrecall.simulations.audit.watching.trial import Trial, accounted
+from fedrecall.simulations.audit.watching.watch import Watched, watch
 from fedrecall.simulations.runs.recaller import item_vectors
 from fedrecall.simulations.runs.sections import versions
-from fedrecall.simulations.training.loop import train
 from fedrecall.simulations.training.world import Progress
 
 _LEDGER = "ledger.jsonl"
@@ -32,6 +35,11 @@ _SEARCHED = 500
 _LETTERS = 5
 _IN_A_ROW = 5
 _SHORT = 50
+_REPLAY = (
+    "The last rounds were trained again from the ledger, an older checkpoint and the data: the same weights must come "
+    "out, and the ledger must see no new charge"
+)
+_REPLAY_POWER = "a release that plan, seed, data and code do not give: other noise, other cohorts, other data"
 
 
 def check_folder(opened: Opened) -> list[Attempt]:
@@ -92,7 +100,8 @@ def _release(opened: Opened) -> tuple[list[str], int]:
     saved = load_latest(opened.folder / "checkpoints")
     if saved is not None:
         arrays = {**saved.arrays, **(saved.average.arrays if saved.average else {})}
-        hits += _differences(opened, arrays)
+        known = opened.dataset is not None or not opened.config.model.features
+        hits += file_faults(release, arrays, opened.world.features) if known else _differences(opened, arrays)
     return hits, len(release.model) + 1
 
 
@@ -159,33 +168,48 @@ def _secrets(opened: Opened) -> dict[str, str]:
 
 def replay(opened: Opened, scratch: Path, *, deep: bool, progress: Progress) -> list[Attempt]:
     """Train again from an older checkpoint, or from the start, and compare with what was released, bit by bit."""
-    began, name = time.perf_counter(), "folder: replay"
-    what = (
-        "The last rounds were trained again from the ledger, an older checkpoint and the data: the same weights must "
-    )
-    what += "come out, and the ledger must see no new charge"
-    power = "a release that plan, seed, data and code do not give: other noise, other cohorts, other data"
+    began, name, power = time.perf_counter(), "folder: replay", _REPLAY_POWER
     if opened.dataset is None:
         return [_skipped(opened, name, began, f"the data are missing ({opened.missing})", power)]
     older = sorted((opened.folder / "checkpoints").glob("round-*.safetensors"))[:-1]
     if not older and opened.world.plan.mechanism("rounds").steps > _SHORT and not deep:
         return [_skipped(opened, name, began, "only the newest checkpoint is left; use --deep", power)]
     try:
-        hits = _trained_again(opened, older[-1] if older else None, scratch, progress)
+        seen, hits = _trained_again(opened, older[-1] if older else None, scratch, progress)
     except FedrecallError as error:
         return [_skipped(opened, name, began, f"it could not be trained again ({error})", power)]
+    return [_replayed(opened, began, older, hits), *_of_its_rounds(opened, scratch, seen)]
+
+
+def _replayed(opened: Opened, began: float, older: list[Path], hits: list[str]) -> Attempt:
+    name, power = "folder: replay", _REPLAY_POWER
     mine, theirs = versions(), opened.run["versions"]
     if hits and mine != theirs:
         other = ", ".join(sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k)))
-        return [_skipped(opened, name, began, f"it differs, and so do the versions of {other}", power)]
+        return _skipped(opened, name, began, f"it differs, and so do the versions of {other}", power)
     if hits and opened.config.engine == "flower" and opened.config.flower.shards is None:
         reason = "it differs, and the number of Flower's nodes, in whose order sums are made, is each machine's own"
-        return [_skipped(opened, name, began, reason, power)]
+        return _skipped(opened, name, began, reason, power)
     rounds = opened.world.plan.mechanism("rounds").steps - (int(older[-1].stem[6:]) if older else 0)
-    return [_row(opened, name, began, hits, what=what, power=power, trials=rounds)]
+    return _row(opened, name, began, hits, what=_REPLAY, power=power, trials=rounds)
 
 
-def _trained_again(opened: Opened, saved: Path | None, scratch: Path, progress: Progress) -> list[str]:
+def _of_its_rounds(opened: Opened, scratch: Path, seen: Watched) -> list[Attempt]:
+    """Judge the run's own last rounds, as they were trained again: what they released, and under which noise."""
+    if not seen.rounds and not seen.faults:
+        return []
+    trial = Trial(opened.world, scratch, opened.config.seed)
+    found = [released_as_noised(trial, "released: replayed rounds", time.perf_counter(), [seen])]
+    mechanism = trial.rounds
+    if seen.rounds and mechanism.noise_multiplier and trial.plan.trust == "central":
+        known = np.array([r.collected for r in seen.rounds])
+        noise = standardised(trial, seen, np.array([r.released for r in seen.rounds]) - known)
+        draws = Draws(values=noise, groups=groups_of(seen), signals=known, ordered=True)
+        found.append(judged(trial, "noise: replayed rounds", time.perf_counter(), draws))
+    return found
+
+
+def _trained_again(opened: Opened, saved: Path | None, scratch: Path, progress: Progress) -> tuple[Watched, list[str]]:
     """Train in ``scratch`` from the checkpoint ``saved`` on, or from the start; return what comes out otherwise."""
     scratch.mkdir(parents=True, exist_ok=True)
     for path in (opened.folder / _LEDGER, opened.folder / f"{_LEDGER}.head"):
@@ -196,9 +220,12 @@ def _trained_again(opened: Opened, saved: Path | None, scratch: Path, progress: 
             (scratch / path.parent.name).mkdir(exist_ok=True)
             shutil.copy(path, scratch / path.parent.name / path.name)
     head = Ledger.read(scratch / _LEDGER).head()
-    again = train(opened.world, scratch, resume=True, validate=None, progress=progress)
+    seen = watch(opened.world, scratch, progress=progress, resume=True)
+    again = seen.trained
+    if again is None:
+        return seen, ["nothing was trained"]
     charged = ["the ledger was charged anew: the noise has other names"] if again.ledger_head != head else []
-    return _differences(opened, again.arrays) + charged
+    return seen, _differences(opened, again.arrays) + charged
 
 
 def _differences(opened: Opened, arrays: dict[str, np.ndarray]) -> list[str]:

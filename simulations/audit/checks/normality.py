@@ -1,5 +1,7 @@
 """Is this the noise that the plan states? Exact tests of numbers that ought to be independent standard normals."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float64
 from scipy.stats import chi2, kstest, norm
@@ -26,7 +28,7 @@ def normal_p(score: float) -> float:
     return float(2 * norm.sf(abs(score)))
 
 
-def noise_p_values(values: Normals, groups: dict[str, slice]) -> dict[str, float]:
+def noise_p_values(values: Normals, groups: Mapping[str, slice]) -> dict[str, float]:
     """Return a p-value for each way in which ``values`` may fail to be independent standard normals.
 
     ``scale``: their variance. ``shape``: Kolmogorov and Smirnov. ``coordinate``: the variance of each coordinate over

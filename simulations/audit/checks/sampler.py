@@ -21,7 +21,10 @@ def sampler(trial: Trial) -> list[Attempt]:
     began = time.perf_counter()
     drawn = [trial.wired[1].sampler.draw(round) for round in range(_DRAWS)]
     asked = {r.round: r.cohort for r in trial.noise.rounds}
-    wrong = [f"round {n}: the cohort is not the sampler's" for n, c in asked.items() if not np.array_equal(c, drawn[n])]
+    again = {n: drawn[n] if n < _DRAWS else trial.wired[1].sampler.draw(n) for n in asked}
+    wrong = [f"round {n}: the cohort is not the sampler's" for n, c in asked.items() if not np.array_equal(c, again[n])]
+    twice = any(len(np.unique(cohort)) < len(cohort) for cohort in (*drawn, *asked.values()))
+    wrong += ["a device is asked twice in one round"] if twice else []
     p: dict[str, float] = {}
     member = np.zeros((_DRAWS, devices), dtype=bool)
     for row, cohort in zip(member, drawn, strict=True):

@@ -1,26 +1,37 @@
 """Sensitivity, measured: neighbouring worlds through the same wiring, and how far apart their sums are.
 
-The model is made steep first, so that contributions without a clip would be far beyond it: a clip that does not
-hold, or a neighbour that counts for more than the accountant was told, then shows as a ratio above 1.
+The model is made steep, so that contributions without a clip would be far beyond it: a clip that does not hold, or a
+neighbour that counts for more than the accountant was told, then shows as a ratio above 1. Rounds are the first, the
+last, and others at random; devices are the run's and made-up ones of every length. What the server makes of the same
+answers is compared too (``fedrecall.simulations.audit.checks.same_noise``).
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
-from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.records import Arrays, CohortSum
 from fedrecall.server.training.rounds import Environment
+from fedrecall.simulations.audit.checks.same_noise import ratios_of_all, released_ratios
+from fedrecall.simulations.audit.watching.answers import Answers, answered
 from fedrecall.simulations.audit.watching.attempt import Attempt
 from fedrecall.simulations.audit.watching.trial import Trial
-from fedrecall.simulations.audit.watching.watch import Flat, flat
+from fedrecall.simulations.audit.watching.watch import flat
 
-_ASKED = 12
-_STEEP = (1.0, 30.0)
-_HEAVY = 1e4
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 """Of the ratio: float32 sums, and the grid that noise is snapped to."""
+
+
+@dataclass(kw_only=True)
+class _Ratios:
+    """Distances of neighbours over what each may be: of devices' sums, of counts, of releases; and faults of those."""
+
+    rounds: list[int] = field(default_factory=list)
+    collected: list[float] = field(default_factory=list)
+    released: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def sensitivity(trial: Trial) -> list[Attempt]:
@@ -28,65 +39,89 @@ def sensitivity(trial: Trial) -> list[Attempt]:
     mechanism = trial.rounds
     if not mechanism.steps or mechanism.clip_norm is None:
         return []
-    began = time.perf_counter()
-    state, _ = trial.wired
-    allowed = mechanism.clip_norm * (2.0 if mechanism.adjacency == "replace_one" else 1.0)
-    rng, names = np.random.default_rng(trial.seed), sorted(state.trained)
-    asked = _asked(trial.world.store, rng)
-    differences: list[float] = []
-    for steep in _STEEP:
-        arrays = {name: array * np.float32(steep) for name, array in state.arrays.items()}
-        moved = _by_device if trial.plan.unit == "user" else _by_event
-        differences += moved(trial, arrays, asked, names, rng)
-    worst = max(differences) / allowed
-    broken = worst > 1 + _TOLERANCE
+    began, ratios = time.perf_counter(), _ratios(trial)
+    worst = max(ratios.collected)
+    rounds = ", ".join(map(str, ratios.rounds))
     return [
         trial.attempt(
             "sensitivity",
             began,
             adversary="auditor",
             what=f"One {trial.plan.unit} was taken out of the data, and the sums of two otherwise equal rounds were "
-            "compared. Score: the largest difference over what the accountant was told "
-            f"({allowed:.4g}); above 1 the noise is too small for what it hides.",
+            f"compared, in rounds {rounds}. Score: the largest difference over what the accountant was told, "
+            f"clips of {mechanism.clip_norm:.4g}; above 1 the noise is too small for what it hides.",
             score=worst,
             metric="bound",
             chance=1.0,
-            power="any unclipped contribution of the probed devices, and a neighbour that moves the sum by more than "
-            "stated, at the first weights and at 30 times them; not the worst history that there could be",
-            verdict="broken" if broken else "held",
-            trials=len(differences),
-            detail={"ratios": [difference / allowed for difference in differences]},
+            power="any unclipped contribution of the probed devices, the run's most and least active and made-up ones "
+            "of no event to many more than the catalogue has, and a neighbour that moves the sum by more than stated, "
+            "at the first weights or at 30 times them; not the worst history that there could be",
+            verdict="held" if worst <= 1 + TOLERANCE else "broken",
+            trials=len(ratios.collected),
+            detail={"ratios": ratios.collected},
         )
     ]
 
 
-def _by_device(
-    trial: Trial, arrays: dict[str, np.ndarray], asked: np.ndarray, names: list[str], rng: np.random.Generator
-) -> list[float]:
-    """Return how far each device moves the sum over a cohort when it is left out of it."""
-    clip_norm = trial.rounds.clip_norm
+def sensitivity_of_releases(trial: Trial) -> list[Attempt]:
+    """Release the same rounds twice under the same noise, with and without a device or an event."""
+    mechanism = trial.rounds
+    if not mechanism.steps or mechanism.clip_norm is None:
+        return []
+    began, asked, beside = time.perf_counter(), _ratios(trial), ratios_of_all(trial)
+    ratios, faults = [*asked.released, *beside[0]], [*asked.faults, *beside[1]]
+    size = sum(trial.wired[0].arrays[name].size for name in trial.wired[0].trained)
+    # Noise lies on a grid of 2^-20 of its deviation, and devices' own goes through float32.
+    slack = TOLERANCE + 4e-6 * mechanism.sum_noise_multiplier * float(np.sqrt(size))
+    worst = max(ratios, default=0.0)
+    said = f"; found: {'; '.join(faults[:3])}" if faults else ""
+    return [
+        trial.attempt(
+            "sensitivity: released",
+            began,
+            adversary="auditor",
+            what=f"Rounds were released twice under the same noise, with one {trial.plan.unit} and without: all that "
+            "the server did of the difference is bare, not only the devices' sum. Score: the largest difference over "
+            f"what the accountant was told; above 1 the noise is too small for what it hides{said}.",
+            score=worst,
+            metric="bound",
+            chance=1.0,
+            power=f"a difference beyond its bound by {slack:.1e} of it, of the probed devices in the rounds asked, and "
+            "of a canary beside all devices in every round of a training",
+            verdict="held" if worst <= 1 + slack and not faults else "broken",
+            trials=len(ratios),
+            detail={"ratios": ratios, "faults": faults, "slack": slack},
+        )
+    ]
 
-    def asking(devices: np.ndarray) -> Flat:
-        # Towers that train in rounds move with every question: each question gets devices as they were at first.
-        moving = trial.world.config.local.tower_learning_rate > 0
-        return _sum(trial.wired_with(trial.world) if moving else trial.wired[1], arrays, devices, clip_norm, names)
 
-    everyone = asking(asked)
-    return [float(np.linalg.norm(everyone - asking(asked[asked != device]))) for device in rng.permutation(asked)]
+def _ratios(trial: Trial) -> _Ratios:
+    """Ask once for both checks."""
+    if "sensitivity" not in trial.kept:
+        found = _Ratios()
+        for answers in answered(trial):
+            found.rounds.append(answers.round)
+            found.collected += _collected(answers)
+            ratios, faults = released_ratios(trial, answers)
+            found.released += ratios
+            found.faults += faults
+        trial.kept["sensitivity"] = found
+    return cast(_Ratios, trial.kept["sensitivity"])
 
 
-def _by_event(
-    trial: Trial, arrays: dict[str, np.ndarray], asked: np.ndarray, names: list[str], rng: np.random.Generator
-) -> list[float]:
-    """Return how far one event less, and one heavy event more, move each device's contribution."""
-    environment, clip_norm = trial.wired[1], trial.rounds.clip_norm
-    before = [_sum(environment, arrays, asked[[i]], clip_norm, names) for i in range(len(asked))]
-    found = []
-    for change in (_without_events, _with_heavy_events):
-        store = change(trial.world.store, asked, rng)
-        neighbour = trial.wired_with(replace(trial.world, store=store))
-        after = [_sum(neighbour, arrays, asked[[i]], clip_norm, names) for i in range(len(asked))]
-        found += [float(np.linalg.norm(a - b)) for a, b in zip(before, after, strict=True)]
+def _collected(answers: Answers) -> list[float]:
+    """Return how far neighbours move the devices' sum, and the count that an adaptive clip follows."""
+    if answers.changed:
+        return [
+            float(np.linalg.norm(row)) / answers.clip_norm / allowed
+            for rows, allowed in answers.changed
+            for row in rows - answers.rows
+        ]
+    # What is left of the sum over all without the others' own answers: one device, and whatever else moves with it.
+    alone = answers.whole - (answers.rows.sum(axis=0) - answers.rows)
+    found = [float(np.linalg.norm(row)) / answers.clip_norm for row in alone]
+    if answers.counts is not None and answers.count is not None:
+        found += (np.abs(answers.count - (answers.counts.sum() - answers.counts)) / 0.5).tolist()
     return found
 
 
@@ -96,8 +131,9 @@ def stateless(trial: Trial) -> list[Attempt]:
         return []
     began = time.perf_counter()
     state, environment = trial.wired
-    names, rng = sorted(state.trained), np.random.default_rng(trial.seed)
-    asked = _asked(trial.world.store, rng)
+    names, store = sorted(state.trained), trial.world.store
+    holding = np.flatnonzero(store.counts() > 1)
+    asked = np.sort(np.random.default_rng(trial.seed).choice(holding, size=min(12, len(holding)), replace=False))
     first, second = (_sum(environment, state.arrays, asked, trial.rounds.clip_norm, names) for _ in range(2))
     changed = float(np.abs(first - second).max())
     return [
@@ -118,45 +154,13 @@ def stateless(trial: Trial) -> list[Attempt]:
     ]
 
 
-def _asked(store: EventStore, rng: np.random.Generator) -> np.ndarray:
-    """Return some devices with events, in order."""
-    holding = np.flatnonzero(store.counts() > 1)
-    return np.sort(rng.choice(holding, size=min(_ASKED, len(holding)), replace=False))
-
-
-def _without_events(store: EventStore, devices: np.ndarray, rng: np.random.Generator) -> EventStore:
-    """Return the store without one event of each of ``devices``."""
-    keep = np.ones(store.n_events, dtype=bool)
-    keep[[rng.integers(store.offsets[device], store.offsets[device + 1]) for device in devices]] = False
-    return store.select(keep)
-
-
-def _with_heavy_events(store: EventStore, devices: np.ndarray, rng: np.random.Generator) -> EventStore:
-    """Return the store with one event more of each of ``devices``, so heavy that it turns its sample's gradient.
-
-    Its item is one that the device holds, and so in a sample with other events.
-    """
-    items = [store.items[rng.integers(store.offsets[device], store.offsets[device + 1])] for device in devices]
-    times = store.times
-    return EventStore.from_columns(
-        users=np.concatenate([store.users(), devices]),
-        items=np.concatenate([store.items, items]),
-        n_users=store.n_users,
-        n_items=store.n_items,
-        times=None if times is None else np.concatenate([times, np.full(len(devices), times.max())]),
-        types=np.concatenate([store.types, np.zeros(len(devices), dtype=np.int8)]),
-        weights=np.concatenate([store.weights, np.full(len(devices), _HEAVY, dtype=np.float32)]),
-        type_names=store.type_names,
-    )
-
-
 def _sum(
     environment: Environment,
     arrays: Arrays,
     asked: np.ndarray,
     clip_norm: float | None,
     names: list[str],
-) -> Flat:
+) -> np.ndarray:
     got = environment.collect(0, arrays, asked, clip_norm)
     if isinstance(got, CohortSum):
         return flat(got.arrays, names)

@@ -2,20 +2,21 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
-from fedrecall.client.training.start import popularity, popularity_sum, second_moment_sum, second_moments
+from fedrecall.client.training.start import popularity, popularity_sum, second_moments
 from fedrecall.privacy.accounting.composition import total_sensitivity
 from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.audit import AuditResult, membership_scores, one_run_bound, white_box_bound
 from fedrecall.protocol.plan import Adjacency, Mechanism
 from fedrecall.protocol.records import Comparison
-from fedrecall.simulations.audit.checks.noise import round_stds, whitened
 from fedrecall.simulations.audit.watching.attempt import Attempt
-from fedrecall.simulations.audit.watching.trial import FAMILY, LEVEL, Trial
+from fedrecall.simulations.audit.watching.draws import round_stds, whitened
+from fedrecall.simulations.audit.watching.trial import FAMILY, LEVEL, Trial, accounted
 
 SHOWN = 0.05
 """1 - confidence of the bounds that are shown; a claim is broken only at ``LEVEL``."""
@@ -33,7 +34,7 @@ def rounds(trial: Trial) -> list[Attempt]:
     inside = np.broadcast_to(canaries.coins, projections.shape)
     if mechanism.bands > 1:
         # Whitened, a canary shows in all rounds after one of its own: one score for all of them, in clips.
-        pattern = whitened(trial, took_part.astype(np.float64))
+        pattern = whitened(trial, trial.watched, took_part.astype(np.float64))
         norms = np.linalg.norm(pattern, axis=0)
         scores = np.sum(pattern * projections, axis=0) / np.maximum(norms, 1e-12) ** 2
         known = norms > 0
@@ -68,7 +69,7 @@ def start(trial: Trial) -> list[Attempt]:
             if seen["moments"] is None:
                 continue
             comparison: Comparison = seen["comparison"]
-            rest = np.asarray(seen["moments"]) - second_moment_sum(others, comparison).arrays["second_moments"]
+            rest = np.asarray(seen["moments"]) - trial.others_moments
             # What a canary would have sent is worked out for those that stayed out as well.
             would = (second_moments(own.astype(np.int32), comparison) for own in canaries.items)
             pairs = [(float(np.sum(rest * one)), float(np.sum(one * one))) for one in would]
@@ -114,7 +115,7 @@ def _projections(trial: Trial) -> tuple[np.ndarray, np.ndarray]:
     """Return [rounds, canaries] projections in clips without the other devices' part, and who was asked when."""
     seen, canaries = trial.watched, trial.enrolled[1]
     directions = seen.directions or canaries.directions(sum(seen.sizes.values()))
-    rest = whitened(trial, np.array([r.released - r.collected for r in seen.rounds]))
+    rest = whitened(trial, seen, np.array([r.released - r.collected for r in seen.rounds]))
     projections = np.array([directions.project(row) for row in rest])
     clips = round_stds(trial, seen) / trial.rounds.sum_noise_multiplier
     took_part = np.array([np.isin(canaries.devices, r.cohort) for r in seen.rounds])
@@ -152,7 +153,7 @@ def _one_run(trial: Trial, began: float, scores: np.ndarray, coins: np.ndarray) 
     """Bound the epsilon of the whole run from one run, whatever its noise is."""
     half = max(1, len(coins) // 4)
     rules = [(half, half), (max(1, half // 4), max(1, half // 4))]
-    claimed, delta = trial.claims["released-model"], trial.plan.delta
+    claimed, delta = _claimed_of_rounds_made(trial), trial.plan.delta
     results: list[AuditResult] = [
         one_run_bound(scores, coins, rules=rules, delta=delta, relation="add_remove", alpha=alpha)
         for alpha in (SHOWN, LEVEL)
@@ -178,3 +179,11 @@ def _one_run(trial: Trial, began: float, scores: np.ndarray, coins: np.ndarray) 
         trials=len(coins),
         detail={"at_level": decided.epsilon, "level": LEVEL, "family": FAMILY},
     )
+
+
+def _claimed_of_rounds_made(trial: Trial) -> float | None:
+    """Return the epsilon that the plan would claim, had it the rounds that were made and no others."""
+    fewer = replace(trial.rounds, steps=len(trial.visited))
+    mechanisms = tuple(fewer if m.name == fewer.name else m for m in trial.plan.mechanisms)
+    rows = accounted(replace(trial.plan, mechanisms=mechanisms))
+    return {row.name: row.epsilon for row in rows}["released-model"]

@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from fedrecall.client.training import cohort, trainer
 from fedrecall.server.training import rounds, sampling
-from fedrecall.simulations.audit.planting import plants
+from fedrecall.simulations.audit.planting import history_plants, noise_plants, plants, release_plants
 from fedrecall.simulations.audit.planting.subjects import subject
 from fedrecall.simulations.audit.watching.wrapping import wrapped
+from fedrecall.simulations.runs import run
 from fedrecall.simulations.training import loop, simulated_noise, start
 from fedrecall.simulations.training.world import World
 
@@ -44,6 +46,8 @@ def _around(place: Any, name: str, wrap: Callable[[Any], Any]) -> Plant:
 
 
 _NOISE = ("noise: rounds", "noise: in the run")
+_TOGETHER = ("noise: all together", "noise: at length")
+_ASKED = ("sensitivity", "sensitivity: released")
 
 BUGS: tuple[SeededBug, ...] = (
     SeededBug(
@@ -160,6 +164,162 @@ BUGS: tuple[SeededBug, ...] = (
         subject="limited",
         caught_by=_NOISE,
         plant=_around(loop, "CorrelatedNoise", lambda _: plants.Independent),
+    ),
+    SeededBug(
+        name="half of a round's noise copies the other half",
+        subject="central",
+        caught_by=_TOGETHER,
+        plant=_around(rounds, "gaussian_sum", noise_plants.edited(noise_plants.halves)),
+    ),
+    SeededBug(
+        name="one noise for two mechanisms",
+        subject="central",
+        caught_by=_TOGETHER,
+        plant=_around(simulated_noise, "server_noise", noise_plants.one_for_all),
+    ),
+    SeededBug(
+        name="a later round uses an earlier mechanism's noise again",
+        subject="central",
+        caught_by=_TOGETHER,
+        plant=_around(simulated_noise, "server_noise", noise_plants.again_later),
+    ),
+    SeededBug(
+        name="a round's noise is an earlier one's, with another sign and in another order",
+        subject="central",
+        caught_by=_TOGETHER,
+        plant=_around(simulated_noise, "server_noise", noise_plants.turned_later),
+    ),
+    SeededBug(
+        name="devices share their noise",
+        subject="local",
+        caught_by=("noise: updates", "noise: all together"),
+        plant=_around(loop, "SeededNoise", noise_plants.shared_by_devices),
+    ),
+    SeededBug(
+        name="noise cut at 3.5 deviations",
+        subject="sampled",
+        caught_by=("noise: at length",),
+        plant=_around(rounds, "gaussian_sum", noise_plants.edited(noise_plants.cut)),
+    ),
+    SeededBug(
+        name="noise beyond four deviations drawn again",
+        subject="local",
+        caught_by=("noise: at length",),
+        plant=_around(trainer, "gaussian_sum", noise_plants.edited(noise_plants.drawn_again)),
+    ),
+    SeededBug(
+        name="noise whose sum is nothing",
+        subject="central",
+        caught_by=("noise: at length",),
+        plant=_around(rounds, "gaussian_sum", noise_plants.edited(noise_plants.centred)),
+    ),
+    SeededBug(
+        name="no noise from a later round on",
+        subject="central",
+        caught_by=_NOISE,
+        plant=_around(rounds, "one_round", noise_plants.ends),
+    ),
+    SeededBug(
+        name="signal without noise added after the optimiser",
+        subject="central",
+        caught_by=("released: rounds", "sensitivity: released"),
+        plant=_around(rounds, "one_round", release_plants.after_optimiser),
+    ),
+    SeededBug(
+        name="signal without noise added to the average, from a later round on",
+        subject="adaptive",
+        caught_by=("released: rounds", "sensitivity: released"),
+        plant=_around(rounds, "one_round", release_plants.in_the_average),
+    ),
+    SeededBug(
+        name="signal without noise beside the noised sum",
+        subject="central",
+        caught_by=("sensitivity: released",),
+        plant=_around(rounds, "gaussian_sum", release_plants.beside_the_noise),
+    ),
+    SeededBug(
+        name="a checkpoint that holds other weights than were released",
+        subject="central",
+        caught_by=("released: rounds",),
+        plant=_around(loop, "save_checkpoint", release_plants.moved_checkpoint),
+    ),
+    SeededBug(
+        name="files that hold other weights than the last round",
+        subject="central",
+        caught_by=("released: files",),
+        plant=_around(run, "write_release", release_plants.moved_model),
+    ),
+    SeededBug(
+        name="an item table that is off the last round's vectors",
+        subject="central",
+        caught_by=("released: files",),
+        plant=_around(run, "item_vectors", release_plants.moved_items),
+    ),
+    SeededBug(
+        name="item vectors made of the exact popularity",
+        subject="central",
+        caught_by=("start: from releases",),
+        plant=release_plants.exact_popularity_in_vectors,
+    ),
+    SeededBug(
+        name="the most active device counted twice from round 1 on",
+        subject="central",
+        caught_by=_ASKED,
+        plant=_around(cohort.Cohort, "collect", history_plants.most_active_twice),
+    ),
+    SeededBug(
+        name="a wider clip for long histories",
+        subject="central",
+        caught_by=_ASKED,
+        plant=_around(cohort.Cohort, "collect", history_plants.long_histories_wider),
+    ),
+    SeededBug(
+        name="a wider clip for long histories, on devices",
+        subject="local",
+        caught_by=_ASKED,
+        plant=history_plants.long_histories_wider_on_devices,
+    ),
+    SeededBug(
+        name="a wider clip in a later round",
+        subject="central",
+        caught_by=_ASKED,
+        plant=_around(cohort.Cohort, "collect", history_plants.last_round_wider),
+    ),
+    SeededBug(
+        name="second moments beyond their bound, of more than 101 events",
+        subject="central",
+        caught_by=("sensitivity: second_moments",),
+        plant=_around(start, "second_moment_sum", history_plants.long_moments_larger),
+    ),
+    SeededBug(
+        name="popularity counted twice, of more events than the catalogue has items",
+        subject="central",
+        caught_by=("sensitivity: popularity",),
+        plant=_around(start, "popularity_sum", history_plants.long_popularity_twice),
+    ),
+    SeededBug(
+        name="a clip that follows the exact count",
+        subject="adaptive",
+        caught_by=("adaptive clip", "noise: at length"),
+        plant=release_plants.clip_by_exact_count,
+    ),
+    SeededBug(
+        name="a count whose noise is the sum's",
+        subject="adaptive",
+        caught_by=("noise: at length",),
+        plant=_around(rounds, "noise_adaptively", noise_plants.count_from_sum),
+    ),
+    SeededBug(
+        name="a count to which a device adds more than a half",
+        subject="adaptive",
+        caught_by=("sensitivity: count",),
+        plant=_around(cohort.Cohort, "collect", history_plants.whole_count),
+    ),
+    SeededBug(
+        name="noise sized by the first clip",
+        subject="adaptive",
+        caught_by=_NOISE,
+        plant=_around(rounds, "noise_adaptively", noise_plants.sized_by_first_clip),
     ),
 )
 

@@ -10,9 +10,9 @@ from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.training.plan import plan_for
 from fedrecall.simulations.training.world import World, shape_of
 
-_DEVICES = {"central": 96, "sampled": 240, "limited": 96, "local": 20}
+_DEVICES = {"central": 96, "sampled": 240, "limited": 96, "local": 20, "adaptive": 96}
 _ITEMS = 80
-CANARIES = {"central": 40, "sampled": 40, "limited": 40, "local": 12}
+CANARIES = {"central": 40, "sampled": 40, "limited": 40, "local": 12, "adaptive": 40}
 """Canary devices that the suite enrols in each; those of ``local`` are simulated one by one."""
 
 _COMMON: dict[str, Any] = {
@@ -50,6 +50,12 @@ _KINDS: dict[str, dict[str, Any]] = {
         },
         "start": {"items": 0},
         "rounds": {"count": 2, "evaluate_every": 2},
+    },
+    "adaptive": {
+        "privacy": {"epsilon": 8.0, "clip_norm": 1.3, "shares": {"rounds": 1.0}, "adaptive_clip": {"share": 0.2}},
+        "start": {"enabled": False},
+        "rounds": {"count": 6, "evaluate_every": 6},
+        "server": {"optimiser": "fedadam", "average": "ema", "ema_decay": 0.5, "checkpoint_every": 100},
     },
 }
 SUBJECTS = tuple(_KINDS)

@@ -1,12 +1,11 @@
 """A finished run, opened for an audit: with its data, or with generated ones where they are missing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedrecall.protocol.errors import FedrecallError, UsageError
 from fedrecall.protocol.plan import Plan
-from fedrecall.server.training.rounds import ROUNDS
 from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
@@ -68,17 +67,6 @@ def open_run(folder: Path, *, attach: bool, data_path: Path | None, progress: Pr
     if not attach:
         raise UsageError(f"{missing}: name them with --data-path, or audit without them with --attach")
     return Opened(folder=folder, run=run, config=config, world=_stand_in(run, config), dataset=None, missing=missing)
-
-
-def shortened(world: World, rounds: int) -> World:
-    """Return ``world`` with at most so many rounds: the same noise, clip and sampling, a shorter horizon."""
-    mechanism = world.plan.mechanism(ROUNDS)
-    if mechanism.steps <= rounds:
-        return world
-    short = replace(mechanism, steps=rounds, bands=min(mechanism.bands, rounds))
-    plan = replace(world.plan, mechanisms=tuple(short if m.name == ROUNDS else m for m in world.plan.mechanisms))
-    count = world.config.rounds.model_copy(update={"count": rounds})
-    return replace(world, plan=plan, config=world.config.model_copy(update={"rounds": count}))
 
 
 def ledger_plan(opened: Opened, plan: Plan) -> list[str]:

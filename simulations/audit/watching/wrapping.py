@@ -9,6 +9,11 @@ from types import ModuleType
 from typing import Any
 
 
+def wired(place: ModuleType, name: str) -> Any:
+    """Return what a training calls by ``name`` where ``place`` looks it up, wrapped or not."""
+    return getattr(place, name)
+
+
 @contextmanager
 def wrapped(place: ModuleType | type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
     """Replace ``place.name`` by ``wrap(place.name)``, and put the original back at the end.

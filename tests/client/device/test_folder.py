@@ -269,7 +269,9 @@ def test_every_file_of_a_device_is_for_its_user_alone(tmp_path: Path) -> None:
     folder, arrays, header = device(tmp_path)
     DeviceFolder(folder).answer(pack(arrays, header))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert set(modes) == {"enrolment.json", "events.sqlite", "ledger.jsonl", "ledger.jsonl.head", "state.safetensors"}
+    assert set(modes) == {
+        *("enrolment.json", "events.sqlite", "ledger.jsonl", "ledger.jsonl.head", ".ledger.lock", "state.safetensors")
+    }
     assert set(modes.values()) == {0o600}
 
 

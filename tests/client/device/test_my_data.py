@@ -111,7 +111,7 @@ def test_only_the_ledger_outlives_forgetting(full, tmp_path: Path) -> None:
     ledger = (device.path / "ledger.jsonl").read_bytes()
     said = forget(device.path)
     assert said["kept"] == ["diary.txt", "ledger.jsonl", "ledger.jsonl.head"]
-    assert {path.name for path in device.path.iterdir()} == {*said["kept"], "join.lock"}
+    assert {path.name for path in device.path.iterdir()} == {*said["kept"], "join.lock", ".ledger.lock"}
     assert (device.path / "ledger.jsonl").read_bytes() == ledger and outside.exists()
     left = b"".join(path.read_bytes() for path in device.path.iterdir())
     assert not any(f'"i{item}"'.encode() in left for item in range(12))

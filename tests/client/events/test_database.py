@@ -129,9 +129,7 @@ def test_what_is_no_event_store_is_refused(tmp_path: Path) -> None:
         EventDatabase(tmp_path / "newer.sqlite")
 
 
-@pytest.mark.parametrize(
-    "tampered", ["time = 'soon'", "strength = 'much'", "strength = 1e999", "time = NULL", "strength = 1e39"]
-)
+@pytest.mark.parametrize("tampered", ["time = 'soon'", "strength = 'much'", "strength = 1e999", "time = NULL"])
 def test_what_was_not_ingested_does_not_train(tampered: str, tmp_path: Path) -> None:
     with EventDatabase.create(tmp_path / "events.sqlite") as database:
         database.add(batch([("a", 1, "view", 1.0), ("b", 2, "view", 1.0)]))

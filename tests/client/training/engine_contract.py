@@ -294,9 +294,7 @@ def oracle_contribution(
                     leaf -= rate * gradient
         change = {n: local[n] - released[n] for n in world.trained}
         norm = math.sqrt(sum(float((c**2).sum()) for c in change.values()))
-        # Opacus' margin, where Opacus clips.
-        margin = 1e-6 if world.case.steps == 1 else 0.0
-        factor = 1.0 if clip is None or not norm else min(1.0, clip / (norm + margin))
+        factor = 1.0 if clip is None or not norm else min(1.0, clip / norm)
         for name in world.trained:
             total[name] += factor * change[name]
     return total, norm

@@ -153,12 +153,13 @@ def test_what_was_not_agreed_to_is_refused_uncharged(tmp_path: Path) -> None:
 
 def test_a_plan_without_the_mechanism_or_with_another_clip_is_refused(tmp_path: Path) -> None:
     """Noise is sized by the clip: with a clip of 0.1 the ledger would count a tenth of what is told."""
-    for number, mechanisms in enumerate(((), tuple(replace(m, clip_norm=0.1) for m in ONCE))):
-        folder, _, header = place(tmp_path, number, mechanisms=mechanisms)
-        for name in STATISTICS:
-            with pytest.raises(PlanError, match=r"no mechanism|clip_norm"):
-                told(folder, header, name)
-        assert not charges(folder)
+    folder, _, header = place(tmp_path, 0, mechanisms=())
+    for name in STATISTICS:
+        with pytest.raises(PlanError, match="no mechanism"):
+            told(folder, header, name)
+    assert not charges(folder)
+    with pytest.raises(PlanError, match="clip_norm"):
+        place(tmp_path, 1, mechanisms=tuple(replace(m, clip_norm=0.1) for m in ONCE))
 
 
 @pytest.mark.parametrize("case", ["interaction, clipped", "interaction, clipped, central"])

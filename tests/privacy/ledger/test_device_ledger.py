@@ -374,7 +374,7 @@ class TestStarting:
         ledger.charge(PLAN, "rounds", 0, "key", NOW)
         first, entry = map(json.loads, ledger._chain.path.read_text().splitlines())
         assert first.keys() == {"previous", "sha256", "budget", "simulated"}
-        assert entry.keys() == {"previous", "sha256", "plan", "mechanism", "round", "key", "mu_squared", "day"}
+        assert entry.keys() == {"previous", "sha256", "plan", "task", "mechanism", "round", "key", "mu_squared", "day"}
 
 
 class TestDevicesLedger(LedgerContract):

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedrecall.client.config import LocalConfig
+from fedrecall.client.device.folder import task_of as task_for
+from fedrecall.models.shape import ModelShape
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.task import Task
 from fedrecall.server.config import ServerConfig
@@ -28,8 +31,10 @@ def arrays() -> dict[str, np.ndarray]:
 
 def task_of(mechanism: Mechanism = ROUNDS, devices: int = 4, *, simulated: bool = False) -> Task:
     plan = Plan(unit="user", trust="central", delta=1e-5, devices=devices, mechanisms=(mechanism,), simulated=simulated)
-    shape = {"n_items": 3, "n_features": 0, "n_types": 1}
-    return Task(plan=plan, shape=shape, local={"blocks": 1}, trained=tuple(arrays()), seed=1)
+    shape = ModelShape(
+        n_items=3, n_features=0, n_types=1, dim=2, window=2, blocks=0, heads=1, hidden=1, user_dim=1, user_hidden=1
+    )
+    return task_for(plan, shape, LocalConfig(), tuple(arrays()), 1)
 
 
 def job_in(folder: Path, mechanism: Mechanism = ROUNDS, **settings: float) -> Job:

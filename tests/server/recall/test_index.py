@@ -65,6 +65,19 @@ class IndexContract:
             assert not set(found[row]) & set(best[row, ::2])
             assert (found[row] >= 0).all()
 
+    @pytest.mark.parametrize("items", [1, 40, 120, 700])
+    def test_as_many_items_come_as_there_are(self, data, items):
+        """Whatever part of them an index visits: it visits the others where too few are found."""
+        table = ItemTable.from_vectors(data[0].vectors()[:items], [str(i) for i in range(items)])
+        index = build_index(table, self.kind)
+        for k in (1, 10, 100, 1000):
+            for without in (0, 3):
+                left = np.arange(min(without, items))
+                found, _ = search_index(index, data[1][:5], k, [left] * 5)
+                there = (found >= 0).sum(axis=1)
+                assert (there == min(k, items - len(left))).all()
+                assert not np.isin(found[found >= 0], left).any()
+
     def test_it_comes_back_from_disk_with_its_settings(self, index, data, tmp_path):
         _, queries = data
         sha256 = save_index(index, tmp_path / "index.faiss")

@@ -77,7 +77,7 @@ def test_the_sensitivity_of_a_user_reaches_the_clip(tmp_path: Path) -> None:
     (found,) = sensitivity_check(Trial(subject("central", 0), tmp_path))
     assert found.verdict == "held" and found.score == pytest.approx(1.0, abs=1e-4)
     (local,) = sensitivity_check(Trial(subject("local", 0), tmp_path / "local"))
-    assert local.verdict == "held" and local.score is not None and 0.6 < local.score <= 1.0
+    assert local.verdict == "held" and local.score is not None and local.score == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_sensitivity_of_the_start_reaches_its_bound(tmp_path: Path) -> None:

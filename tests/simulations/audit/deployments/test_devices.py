@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedrecall.client.config import LocalConfig
+from fedrecall.client.device.folder import task_of as task_for
+from fedrecall.models.shape import ModelShape
 from fedrecall.privacy.accounting.gaussian import gaussian_mu
 from fedrecall.privacy.mechanisms.mechanisms import gaussian_sum, joint_norm
 from fedrecall.privacy.mechanisms.noise import SeededNoise
 from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.records import Arrays, Update
-from fedrecall.protocol.task import Task
 from fedrecall.protocol.tensors import unpack
 from fedrecall.server.config import ServerConfig, StartSettings
 from fedrecall.server.deployment.job import Job
@@ -31,6 +33,9 @@ from ..planting.planted_noise import noise_times
 
 CANARIES, HONEST, STEPS = 3, 2, 24
 MECHANISM = Mechanism(name="rounds", clip_norm=0.5, noise_multiplier=1.24, steps=STEPS)
+SHAPE = ModelShape(
+    n_items=40, n_features=0, n_types=1, dim=8, window=4, blocks=1, heads=2, hidden=8, user_dim=4, user_hidden=8
+)
 NAMES = ("item.id.weight", "transformer.scale", "transformer.w")
 
 
@@ -46,8 +51,7 @@ def plan_of(mechanism: Mechanism = MECHANISM) -> Plan:
 
 def job_in(folder: Path, mechanism: Mechanism = MECHANISM, config: ServerConfig = SGD, seed: int = 1) -> Job:
     """A job whose noise and coins come from ``seed``."""
-    shape = {"n_items": 40, "n_features": 0, "n_types": 1}
-    task = Task(plan=plan_of(mechanism), shape=shape, local={"blocks": 1}, trained=NAMES, seed=seed)
+    task = task_for(plan_of(mechanism), SHAPE, LocalConfig(blocks=1), NAMES, seed)
     folder.mkdir(parents=True)
     Job(folder=folder, task=task, config=config, deadline_s=1.0, wait_s=0.0).save(arrays())
     return Job.load(folder)

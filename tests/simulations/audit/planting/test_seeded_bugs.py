@@ -18,7 +18,14 @@ MADE_BY = {
     "noise: updates": "noise on zero signal",
     "noise: rounds": "noise on zero signal",
     "noise: in the run": "noise in the run",
+    "noise: all together": "noise all together",
+    "noise: at length": "noise at length",
     "sensitivity": "sensitivity",
+    "sensitivity: released": "sensitivity of releases",
+    "sensitivity: count": "sensitivity of the count",
+    "adaptive clip": "adaptive clip",
+    "released: rounds": "released: rounds",
+    "released: files": "released: files",
     "sensitivity: popularity": "sensitivity of the start",
     "sensitivity: second_moments": "sensitivity of the start",
     "stateless": "stateless",
@@ -47,6 +54,20 @@ LISTED = (
     "a noiseless tower under unit interaction",
     "ledger charged after release",
     "a private popularity used as public",
+    "noise copies the other half",
+    "one noise for two mechanisms",
+    "uses an earlier mechanism's noise again",
+    "signal without noise added after the optimiser",
+    "signal without noise added to the average",
+    "files that hold other weights",
+    "the most active device counted twice from round 1 on",
+    "a clip that follows the exact count",
+    "second moments beyond their bound, of more than 101 events",
+    "popularity counted twice, of more events than the catalogue",
+    "noise cut at 3.5 deviations",
+    "noise beyond four deviations drawn again",
+    "in a later round",
+    "from a later round on",
 )
 
 
@@ -59,7 +80,9 @@ def test_the_check_that_is_named_first_sees_the_bug(bug: SeededBug, tmp_path: Pa
     assert found[first].verdict == "broken"
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("central", 0), ("sampled", 2), ("limited", 3), ("local", 4)])
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("central", 0), ("sampled", 2), ("limited", 3), ("local", 4), ("adaptive", 5)]
+)
 def test_clean_runs_raise_no_alarm(kind: str, seed: int, tmp_path: Path) -> None:
     found = check_world(Trial(subject(kind, seed), tmp_path, seed, CANARIES[kind]))
     assert [a.name for a in found if a.verdict not in ("held", "shows")] == []
