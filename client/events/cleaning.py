@@ -41,12 +41,12 @@ def clean_events(
 ) -> Events:
     """Clean the rows of all files, in the order given; a row is dropped for the first of ``REASONS``.
 
-    The times of each file are read by themselves. Duplicates agree in user, item, time and type, and in the part of
-    the data; the first is kept, or, with ``keep_duplicates``, as many as one file has. Where a weight column exists,
-    an event weighs ``strength`` of it, else 1; times ``event_weights[type]`` where that map is given, and then other
-    types are dropped. With ``known_items``, rows of other items are dropped. Raises DataError when nothing remains,
-    for a weight that is not above 0, for more than 127 event types, for columns that are the same throughout, and as
-    ``parse_times`` does.
+    The times of each file are read by themselves. Duplicates agree in user, item, time and type, without times also
+    in the part of the data; the first is kept, or, with ``keep_duplicates``, as many as one file has. Where a weight
+    column exists, an event weighs ``strength`` of it, else 1; times ``event_weights[type]`` where that map is given,
+    and then other types are dropped. With ``known_items``, rows of other items are dropped. Raises DataError when
+    nothing remains, for a weight that is not above 0, for more than 127 event types, for columns that are the same
+    throughout, and as ``parse_times`` does.
     """
     roles = sorted(raws[0].table.columns.keys() - {WATCHED})
     columns = {r: pa.concat_arrays([raw.table.columns[r] for raw in raws]) for r in roles}
@@ -89,7 +89,9 @@ def clean_events(
         item_ids = tuple(known_items)
     parts = np.array([raw.part for raw in raws], dtype=np.int8)[drops.files]
     micros = None if times is None else np.rint(times[rows] * MICROS).astype(np.int64)
-    keys = ((users * len(item_ids) + items) * len(names) + types[rows]) * (int(parts.max(initial=0)) + 1) + parts[rows]
+    keys = (users * len(item_ids) + items) * len(names) + types[rows]
+    if micros is None:  # Nothing else tells an event of another part from the same event.
+        keys = keys * (int(parts.max(initial=0)) + 1) + parts[rows]
     repeated = _repeated(keys, micros, drops.files[rows] if keep_duplicates else None)
     again = np.zeros(len(drops.lines), dtype=bool)
     again[rows[repeated]] = True

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int8, Int64
 
 from fedrecall.client.events.events import MICROS, Events
 from fedrecall.client.events.store import EventStore
@@ -68,7 +68,6 @@ def build_dataset(
         "n_items": len(item_rows),
         "times": None if events.times is None else events.times[kept] // MICROS,
     }
-    given = events.parts is not None and bool(events.parts.any())
     return Dataset(
         name=name,
         catalogue=Catalogue(
@@ -81,12 +80,21 @@ def build_dataset(
         events=EventStore.from_columns(
             **columns, types=events.types[kept], weights=events.weights[kept], type_names=events.type_names
         ),
-        # A store sorts its columns alike, whatever they hold.
-        parts=EventStore.from_columns(**columns, types=events.parts[kept]).types if given else None,
+        parts=_sorted_parts(events, kept, columns),
         groups={key: tuple(by_user.get(u, "unknown") for u in user_ids) for key, by_user in groups.items()},
         cleaning=cleaning,
         sha256=sha256,
     )
+
+
+def _sorted_parts(
+    events: Events, kept: Bool[np.ndarray, " events"], columns: Mapping[str, Any]
+) -> Int8[np.ndarray, " kept"] | None:
+    """Return the part of each kept event in the order of a store of ``columns``; ``None`` where no parts were given."""
+    if events.parts is None or not events.parts.any():
+        return None
+    # A store sorts its columns alike, whatever they hold.
+    return EventStore.from_columns(**columns, types=events.parts[kept]).types
 
 
 def k_core_events(

@@ -47,8 +47,11 @@ def order_of(events: EventStore, item_ids: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def warning_of(order: dict[str, Any]) -> str | None:
-    """Say in words what is wrong with an order of ``order_of``; ``None`` where nothing is known to be."""
+def warning_of(order: dict[str, Any], *, decides: bool = True) -> str | None:
+    """Say in words what is wrong with an order of ``order_of``; ``None`` where nothing is known to be.
+
+    ``decides``: whether it decides what is held out.
+    """
     if order["looks_like"] is None:
         return None
     what = (
@@ -56,9 +59,12 @@ def warning_of(order: dict[str, Any]) -> str | None:
         if order["by"] == "file"
         else (f"of equal times for {order['decided_by_file']:.0%} of neighbours, and their order in the file")
     )
+    remedy = "give --time, or run with --protocol random"
+    if not decides:
+        remedy = "what is held out does not depend on it, the model's view of what came last does"
     return (
         f"events are {what} is that of {order['looks_like']} ({order['share']:.0%} of neighbours): it says nothing of"
-        " what came last; give --time, or run with --protocol random"
+        f" what came last; {remedy}"
     )
 
 

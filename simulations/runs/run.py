@@ -84,7 +84,7 @@ def run(
     rivals, settings = measure_rivals(world, dataset, split, progress)
 
     result: dict[str, Any] = {
-        "dataset": dataset_section(dataset),
+        "dataset": dataset_section(dataset, split.protocol),
         "evaluation": evaluation_section(dataset, split, test),
         "privacy": privacy_section(world.plan, trained.start),
         "metrics": test.metrics,

@@ -16,7 +16,7 @@ from fedrecall.privacy.accounting.delta import delta_warning
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.order import order_of, warning_of
-from fedrecall.simulations.data.splits import Split, Targets, of_new_items, of_new_users
+from fedrecall.simulations.data.splits import BY_ORDER, Split, Targets, of_new_items, of_new_users
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.training.loop import Trained
 from fedrecall.simulations.training.world import World, trained_names
@@ -32,7 +32,7 @@ _CONTEXT = {
 _WINDOWS = (1, 12)
 
 
-def dataset_section(dataset: Dataset) -> dict[str, Any]:
+def dataset_section(dataset: Dataset, protocol: str) -> dict[str, Any]:
     """Return what was read, how it was cleaned, and what orders it, with a warning where that is no order of time."""
     order = order_of(dataset.events, dataset.catalogue.ids)
     return {
@@ -43,7 +43,7 @@ def dataset_section(dataset: Dataset) -> dict[str, Any]:
         "sha256": dataset.sha256,
         "cleaning": dataset.cleaning,
         "order": order,
-        "order_warning": warning_of(order),
+        "order_warning": warning_of(order, decides=protocol in BY_ORDER),
     }
 
 

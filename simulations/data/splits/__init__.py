@@ -1,6 +1,6 @@
 """Splits of a data set into training, validation and test, by protocol."""
 
-from fedrecall.simulations.data.splits.choose import PROTOCOLS, make_split
+from fedrecall.simulations.data.splits.choose import BY_ORDER, PROTOCOLS, make_split
 from fedrecall.simulations.data.splits.given import split_given
 from fedrecall.simulations.data.splits.leave_out import split_loo, split_random
 from fedrecall.simulations.data.splits.parts import (
@@ -8,6 +8,7 @@ from fedrecall.simulations.data.splits.parts import (
     Repeats,
     Split,
     Targets,
+    of_known_items,
     of_new_items,
     of_new_users,
 )
@@ -15,12 +16,14 @@ from fedrecall.simulations.data.splits.sampled import split_ncf
 from fedrecall.simulations.data.splits.temporal import split_temporal
 
 __all__ = [
+    "BY_ORDER",
     "PROTOCOLS",
     "REPEATS",
     "Repeats",
     "Split",
     "Targets",
     "make_split",
+    "of_known_items",
     "of_new_items",
     "of_new_users",
     "split_given",

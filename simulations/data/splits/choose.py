@@ -1,5 +1,7 @@
 """A split by the protocol's name."""
 
+from dataclasses import replace
+
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits.given import split_given
@@ -9,6 +11,8 @@ from fedrecall.simulations.data.splits.sampled import split_ncf
 from fedrecall.simulations.data.splits.temporal import split_temporal
 
 PROTOCOLS = ("loo", "temporal", "ncf", "random", "given")
+BY_ORDER = ("loo", "ncf")
+"""Protocols whose held-out events are the last ones, whatever orders them."""
 
 
 def make_split(dataset: Dataset, protocol: str, seed: int = 0, *, repeats: Repeats = "mask") -> Split:
@@ -17,6 +21,13 @@ def make_split(dataset: Dataset, protocol: str, seed: int = 0, *, repeats: Repea
     Raises ConfigError for another name, and for ``ncf`` with ``repeats="recommend"``: its sampled items are those that
     a device never had, so that figures could be compared with nobody's.
     """
+    split = _split(dataset, protocol, seed, repeats)
+    if dataset.parts is None or protocol == "given":
+        return split
+    return replace(split, held_out=f"{split.held_out}; the parts that the data was given in are not used")
+
+
+def _split(dataset: Dataset, protocol: str, seed: int, repeats: Repeats) -> Split:
     if protocol == "loo":
         return split_loo(dataset, repeats=repeats)
     if protocol == "temporal":

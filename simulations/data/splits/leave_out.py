@@ -13,8 +13,8 @@ from fedrecall.simulations.data.splits.parts import (
     Split,
     check_repeats,
     is_new,
-    known_before,
     pairs_of,
+    repeated,
     targets_of,
 )
 
@@ -35,7 +35,7 @@ def split_random(dataset: Dataset, *, seed: int = 0, repeats: Repeats = "mask") 
 
     For events in no order of time. Everything else is training, whenever it was. Devices with fewer than 3 different
     items train only. With ``repeats="recommend"`` one random event each is held out, and other events with its item
-    stay. Draws are public: they depend on the seed and the device's number. Raises DataError when no device can be
+    stay. Draws are public: they depend on the seed and the event's number. Raises DataError when no device can be
     evaluated.
     """
     check_repeats(repeats)
@@ -50,7 +50,8 @@ def split_random(dataset: Dataset, *, seed: int = 0, repeats: Repeats = "mask") 
         pairs = pairs_of(events)
         hidden_test = np.isin(pairs, pairs[is_test])
         hidden_validation = np.isin(pairs, pairs[is_validation])
-    train = events.select(~(hidden_test | hidden_validation))
+    train, context = events.select(~(hidden_test | hidden_validation)), events.select(~hidden_test)
+    test = targets_of(events, is_test)
     what = "one item, with all of its events," if repeats == "mask" else "one event"
     things = "different items" if repeats == "mask" else "events"
     return Split(
@@ -58,14 +59,14 @@ def split_random(dataset: Dataset, *, seed: int = 0, repeats: Repeats = "mask") 
         train=train,
         validation_context=train,
         validation=targets_of(events, is_validation),
-        test_context=events.select(~hidden_test),
-        test=targets_of(events, is_test),
+        test_context=context,
+        test=test,
         repeats=repeats,
         held_out=(
             f"{what} of each person with at least {LEAST_EVENTS} {things}, drawn at random, whenever it was; another"
             " is for validation"
         ),
-        notes=_counts(able) | {"order": "none: drawn at random"},
+        notes=_counts(able) | {"order": "none: drawn at random"} | repeated(context, test, repeats),
     )
 
 
@@ -96,9 +97,7 @@ def leave_one_out(events: EventStore, protocol: str, *, repeats: Repeats = "mask
         test=test,
         repeats=repeats,
         held_out=f"{what} (by {order}); the one before it is for validation{left_out}",
-        notes=_counts(evaluated)
-        | {"events_after_test": after, "order": order}
-        | ({"test_items_known_before": known_before(context, test)} if repeats == "recommend" else {}),
+        notes=_counts(evaluated) | {"events_after_test": after, "order": order} | repeated(context, test, repeats),
     )
 
 

@@ -109,7 +109,12 @@ def novelty(train: EventStore, context: EventStore, targets: Targets) -> dict[st
     }
 
 
-def known_before(context: EventStore, targets: Targets) -> int:
-    """Count the targets whose item is in the device's own context."""
+def of_known_items(context: EventStore, targets: Targets) -> Bool[np.ndarray, " targets"]:
+    """Return which targets are items that the device had before: repeats."""
     rows = np.repeat(targets.users, np.diff(targets.offsets)) * context.n_items + targets.items
-    return int(np.isin(rows, pairs_of(context)).sum())
+    return np.asarray(np.isin(rows, pairs_of(context)))
+
+
+def repeated(context: EventStore, targets: Targets, repeats: Repeats) -> dict[str, object]:
+    """Return the note of how many targets of the test are repeats, where they can be."""
+    return {"test_items_known_before": int(of_known_items(context, targets).sum())} if repeats == "recommend" else {}

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedrecall.protocol.errors import ConfigError, DataError
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.data.splits.parts import Repeats, Split, check_repeats, is_new, novelty, targets_of
+from fedrecall.simulations.data.splits.parts import Repeats, Split, check_repeats, is_new, novelty, repeated, targets_of
 
 
 def split_temporal(
@@ -43,9 +43,11 @@ def split_temporal(
         "cuts": {"validation": int(validation_cut), "test": int(test_cut)},
         "validation": novelty(train, train, validation),
         "test": novelty(train, context, test),
-    }
-    what = "met for the first time" if repeats == "mask" else "had an event with, whether or not it met them before,"
-    days = [datetime.fromtimestamp(int(cut), UTC).strftime("%Y-%m-%d %H:%M UTC") for cut in (test_cut, validation_cut)]
+    } | repeated(context, test, repeats)
+    what = "met for the first time" if repeats == "mask" else "had an event with, met before or not,"
+    days = [
+        datetime.fromtimestamp(int(cut), UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for cut in (test_cut, validation_cut)
+    ]
     return Split(
         protocol="temporal",
         train=train,

@@ -1,5 +1,6 @@
 """An order that is no order of time is told from one that may be, without and with times."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from fedrecall.simulations.data.importer import import_files
 from fedrecall.simulations.data.order import order_of, warning_of
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
+from fedrecall.simulations.runs.sections import dataset_section
 
 N_ITEMS, N_USERS = 60, 12
 
@@ -103,3 +105,22 @@ def test_an_import_warns(cache: Path, tmp_path: Path, rng: np.random.Generator) 
     report = import_files(ImportSpec(files=(log,), name="sorted", user="user", item="item"))["cleaning"]
     assert report["order"]["looks_like"] == "item ids, ascending" and report["order"]["share"] == 1.0
     assert "give --time, or run with --protocol random" in report["warnings"][-1]
+
+
+@pytest.mark.parametrize(("protocol", "decides"), [("loo", True), ("random", False), ("given", False)])
+def test_a_run_says_whether_the_order_decided_what_was_held_out(
+    rng: np.random.Generator, protocol: str, decides: bool
+) -> None:
+    data = synthetic_dataset()
+    ordered = np.lexsort((data.events.items, data.events.users()))
+    store = EventStore.from_columns(
+        users=data.events.users(),
+        items=data.events.items[ordered],
+        n_users=data.events.n_users,
+        n_items=data.events.n_items,
+    )
+    ids = tuple(map(str, range(store.n_items)))
+    catalogue = dataclasses.replace(data.catalogue, ids=ids)
+    said = dataset_section(dataclasses.replace(data, events=store, catalogue=catalogue), protocol)["order_warning"]
+    assert ("run with --protocol random" in said) == decides
+    assert ("what is held out does not depend on it" in said) != decides

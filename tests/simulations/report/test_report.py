@@ -99,6 +99,22 @@ def test_an_order_that_is_none_of_time_is_said_on_the_first_page(run):
     assert "Order." not in Page(render(sorted_run)).text
 
 
+@pytest.mark.parametrize(
+    ("protocol", "repeats", "ranked"),
+    [
+        ("loo", "mask", "in a ranking of the whole catalogue without what the person had before"),
+        ("given", "recommend", "in a ranking of the whole catalogue, what the person had before included"),
+        ("ncf", "mask", "among 99 sampled items only"),
+    ],
+)
+def test_the_first_page_says_what_was_held_out_and_in_what_ranking(run, protocol, repeats, ranked):
+    held_out = copy.deepcopy(run)
+    held_out["evaluation"] |= {"protocol": protocol, "repeats": repeats, "held_out": "the last mug of each person"}
+    text = Page(render(held_out)).text
+    said = f"What was hidden: the last mug of each person. It was looked for {ranked}"
+    assert 0 < text.index(said) < text.index("recall@10")
+
+
 def test_a_run_with_secret_noise_carries_no_stamp(run):
     real = copy.deepcopy(run)
     real["privacy"]["simulated"] = False
