@@ -18,6 +18,7 @@ from fedrecall.simulations.data.cache import cache_folder, check_folder, new_fol
 from fedrecall.simulations.data.import_spec import NAME, ImportSpec
 from fedrecall.simulations.data.items import ItemColumns, ItemFile, read_items
 from fedrecall.simulations.data.order import order_of, warning_of
+from fedrecall.simulations.data.splits.repeats import remark_of, share_of_repeats
 
 EVENTS, USERS, ITEMS, REPORT = "events.parquet", "users.parquet", "items.parquet", "report.json"
 VERSION = 2
@@ -66,18 +67,16 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
         category_separator=spec.category_separator,
         keep_duplicates=spec.keep_duplicates,
     )
-    order = order_of(
-        EventStore.from_columns(
-            users=events.users,
-            items=events.items,
-            n_users=len(events.user_ids),
-            n_items=len(events.item_ids),
-            times=None if events.times is None else events.times // MICROS,
-            weights=events.weights,
-        ),
-        events.item_ids,
+    store = EventStore.from_columns(
+        users=events.users,
+        items=events.items,
+        n_users=len(events.user_ids),
+        n_items=len(events.item_ids),
+        times=None if events.times is None else events.times // MICROS,
+        weights=events.weights,
     )
-    told = warning_of(order)
+    order, repeats = order_of(store, events.item_ids), share_of_repeats(store)
+    told = [said for said in (warning_of(order), remark_of(repeats)) if said]
     report = {
         "version": VERSION,
         "name": spec.name,
@@ -86,7 +85,7 @@ def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[
         "interactions": len(events.items),
         "type_names": list(events.type_names),
         "cleaning": events.report
-        | {"order": order, "warnings": [*events.report["warnings"], *([told] if told else [])]},
+        | {"order": order, "repeats": repeats, "warnings": [*events.report["warnings"], *told]},
         "items_report": None if items is None else items.report,
         "sha256": digest,
         "spec": spec.as_dict(),

@@ -18,6 +18,7 @@ METRICS = {
 
 BASELINES = {
     "most_popular": "most popular",
+    "own_first": "own items first",
     "item_knn": "item kNN",
     "ease": "EASE",
     "ease_weighted": "EASE, recent first",
@@ -65,6 +66,18 @@ def hidden(evaluation: Mapping[str, Any]) -> str:
     what = evaluation.get("held_out") or f"the test of protocol {evaluation['protocol']}"
     how = RANKINGS["ncf"] if evaluation["protocol"] == "ncf" else RANKINGS[evaluation.get("repeats", "mask")]
     return f"What was hidden: {what}. It was {how}."
+
+
+def again(evaluation: Mapping[str, Any]) -> str:
+    """Say how well repeats and new items were found, where a run recommends both; else nothing."""
+    if evaluation.get("repeats") != "recommend":
+        return ""
+    parts = [
+        f"{part['recall@50']:.1%} of the {part['count']:,} {what}"
+        for key, what in (("again", "that the person had before"), ("new", "that were new to the person"))
+        if (part := evaluation["by_novelty"][key])["count"]
+    ]
+    return f"Among the first 50 were {' and '.join(parts)}."
 
 
 def metric_name(metric: str) -> str:

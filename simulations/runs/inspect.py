@@ -75,8 +75,8 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
     history: what the model holds for popular, since no device sees more of popularity than was released.
 
     Returns:
-        ``run``, ``user``, ``items`` (``item``, ``title``, ``score``, best first; fewer than ``k`` where no more are
-        left) and ``because_of``: its latest events (``item``, ``title``), latest first.
+        ``run``, ``user``, ``repeats``, ``items`` (``item``, ``title``, ``score``, best first; fewer than ``k`` where no
+        more are left) and ``because_of``: its latest events (``item``, ``title``), latest first.
 
     Raises:
         UsageError: no such user (nobody else is named), or as ``evaluate_run``.
@@ -90,12 +90,13 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
     row = np.array([ids.index(user)])
     context = opened.split.test_context
     history = context.history(int(row[0]))
-    left_out = np.unique(history) if opened.split.repeats == "mask" else np.zeros(0, dtype=np.int64)
-    found, scores = opened.items.search(opened.model.queries(row, context), k, [left_out])
+    left_out = [np.unique(history)] if opened.split.repeats == "mask" else None
+    found, scores = opened.items.search(opened.model.queries(row, context), k, left_out)
     catalogue = opened.dataset.catalogue
     return {
         "run": str(folder),
         "user": user,
+        "repeats": opened.split.repeats,
         "items": [
             {"item": catalogue.ids[i], "title": catalogue.titles[i], "score": float(score)}
             for i, score in zip(found[0], scores[0], strict=True)

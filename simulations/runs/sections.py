@@ -16,7 +16,8 @@ from fedrecall.privacy.accounting.delta import delta_warning
 from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.order import order_of, warning_of
-from fedrecall.simulations.data.splits import BY_ORDER, Split, Targets, of_new_items, of_new_users
+from fedrecall.simulations.data.splits import BY_ORDER, Split, Targets, of_known_items, of_new_items, of_new_users
+from fedrecall.simulations.data.splits.repeats import share_of_repeats
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.training.loop import Trained
 from fedrecall.simulations.training.world import World, trained_names
@@ -43,6 +44,7 @@ def dataset_section(dataset: Dataset, protocol: str) -> dict[str, Any]:
         "sha256": dataset.sha256,
         "cleaning": dataset.cleaning,
         "order": order,
+        "repeats": share_of_repeats(dataset.events),
         "order_warning": warning_of(order, decides=protocol in BY_ORDER),
     }
 
@@ -61,6 +63,7 @@ def evaluation_section(dataset: Dataset, split: Split, test: Evaluation) -> dict
         "conventions": "metrics, baselines and validation are computed on private data: simulation only, outside "
         "epsilon",
         **({"new": _new(split, test)} if split.protocol == "temporal" else {}),
+        **({"by_novelty": _by_novelty(split, test)} if split.repeats == "recommend" else {}),
     }
 
 
@@ -77,6 +80,17 @@ def _new(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
             hits = test.ranks[items] < int(name.partition("@")[2])
             by_item[name] = float(hits.mean())
     return {"users": by_user, "items": by_item}
+
+
+def _by_novelty(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
+    """Return the share of hits among targets that their device had before, and among those that it had not."""
+    known = of_known_items(split.test_context, Targets(users=test.users, offsets=test.offsets, items=test.targets))
+    found: dict[str, dict[str, float]] = {}
+    for key, these in (("again", known), ("new", ~known)):
+        found[key] = {"count": int(these.sum())}
+        for name in (n for n in test.per_user if n.startswith("recall@") and these.any()):
+            found[key][name] = float((test.ranks[these] < int(name.partition("@")[2])).mean())
+    return found
 
 
 def privacy_section(plan: Plan, start: dict[str, Any]) -> dict[str, Any]:

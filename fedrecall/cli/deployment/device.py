@@ -270,9 +270,10 @@ def recommend(
     folder: Folder,
     release: Annotated[Path, typer.Option(help="A release's folder, or its items.safetensors in there.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    again: Annotated[bool, typer.Option("--again", help="Also items that the user has an event with.")] = False,
     format: FormatOption = "text",
 ) -> None:
-    """Recommend items that the user has no event with. The search runs here and leaves no trace."""
+    """Recommend items, those that the user has no event with unless --again. The search here leaves no trace."""
     from fedrecall.client.device.folder import DeviceFolder
     from fedrecall.client.recall.recommend import recommend as search
     from fedrecall.client.recall.recommend import release_folder
@@ -281,7 +282,7 @@ def recommend(
     output, device = Output(format), DeviceFolder(folder)
     with output.working():
         files = load_release(release_folder(release))
-        found = search(device, files.manifest, files.model, files.items, k=k)
+        found = search(device, files.manifest, files.model, files.items, k=k, again=again)
     rows = [[place, one.item, one.score] for place, one in enumerate(found, 1)]
     output.answer(
         {"round": files.manifest.round, "items": [vars(one) for one in found]},

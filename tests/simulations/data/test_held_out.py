@@ -173,6 +173,18 @@ def test_files_of_parts_are_imported_as_parts(cache: Path, tmp_path: Path) -> No
     assert named(dict(enumerate(histories(split.test_context)))) == {"ann": ["a", "c", "b"], "bob": ["b", "a"]}
 
 
+@pytest.mark.parametrize(("again", "warns"), [(1, False), (3, True)])
+def test_an_import_says_how_many_events_are_repeats(cache: Path, tmp_path: Path, again: int, warns: bool) -> None:
+    rows = [(user, item) for user in range(5) for item in [*range(20 - again), *range(again)]]
+    lines = [f"u{user},i{item},{1_600_000_000 + n}" for n, (user, item) in enumerate(rows)]
+    (tmp_path / "log.csv").write_text("\n".join(["u,i,t", *lines]) + "\n")
+    spec = ImportSpec(files=(tmp_path / "log.csv",), name="again", user="u", item="i", time="t")
+    report = import_files(spec)["cleaning"]
+    assert report["repeats"] == pytest.approx(again / 20)
+    said = [warning for warning in report["warnings"] if "data.repeats=recommend" in warning]
+    assert [warning.startswith("15% of the events") for warning in said] == [True] * warns
+
+
 def test_one_of_two_parts_is_refused(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--validation and --test go together"):
         ImportSpec(files=(tmp_path / "a",), test_files=(tmp_path / "b",), name="parts", user="u", item="i")
