@@ -97,10 +97,9 @@ def clean_events(
     again[rows[repeated]] = True
     drops.add("duplicate", again)
     if repeated.all():
-        said = in_words(drops.report())
+        said = "; ".join([*in_words(drops.report()), *warnings])
         raise DataError(
-            f"no event is left after cleaning; dropped: {'; '.join(said)}. Check the columns, the time format and the"
-            " item file"
+            f"no event is left after cleaning; dropped: {said}. Check the columns, the time format and the item file"
         )
     warnings += about_repeats(repeated, timed=times is not None)
 

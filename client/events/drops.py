@@ -76,7 +76,10 @@ class Drops:
 
 
 def in_words(report: dict[str, Any], lines: int = 3) -> list[str]:
-    """Say what was dropped of a report of ``Drops``: a part a reason, with its count and first ``lines``."""
+    """Say what was dropped of a report of ``Drops``: a part a reason, with its count and first ``lines``.
+
+    Of malformed lines also what is wrong with the first.
+    """
     where = {REASONS[0]: report["malformed_lines"]} | report["dropped_lines"]
     files = {one["file"] for places in where.values() for one in places}
     said = []
@@ -85,5 +88,7 @@ def in_words(report: dict[str, Any], lines: int = 3) -> list[str]:
             continue
         places = [(f"{one['file']} " if len(files) > 1 else "") + str(one["line"]) for one in where[reason][:lines]]
         more = ", ..." if count > len(places) else ""
-        said.append(f"{count:,} {reason} (line{'s' * (count > 1)} {', '.join(places)}{more})")
+        why = where[reason][0].get("reason")
+        because = "" if why is None else f": {why}" if count == 1 else f"; the first {why}"
+        said.append(f"{count:,} {reason} (line{'s' * (count > 1)} {', '.join(places)}{more}{because})")
     return said

@@ -26,10 +26,15 @@ def span(micros: Int64[np.ndarray, " events"]) -> dict[str, str]:
 def about_times(times: Float64[np.ndarray, " rows"], column: pa.Array, drops: Drops) -> list[str]:
     """Say which times were not read, and which lie where times of a log do not."""
     said = []
-    unread = np.isnan(times) & (drops.reason == REASONS.index("impossible time"))
+    impossible = drops.reason == REASONS.index("impossible time")
+    unread, outside = impossible & np.isnan(times), impossible & ~np.isnan(times)
     other = drops.reason == REASONS.index("time of another unit")
     thousandfold = " of another unit than its file's, a thousandfold off"
-    for rows, verbs, what in ((unread, ("cannot", "cannot"), " be read"), (other, ("is", "are"), thousandfold)):
+    for rows, verbs, what in (
+        (unread, ("cannot", "cannot"), " be read"),
+        (outside, ("lies", "lie"), " before 1970 or after 2199, where no log is"),
+        (other, ("is", "are"), thousandfold),
+    ):
         if rows.any():
             row = int(np.argmax(rows))
             count = _count(rows, "time", *verbs)

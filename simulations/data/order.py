@@ -59,7 +59,7 @@ def warning_of(order: dict[str, Any], *, decides: bool = True) -> str | None:
         if order["by"] == "file"
         else (f"of equal times for {order['decided_by_file']:.0%} of neighbours, and their order in the file")
     )
-    remedy = "give --time, or run with --protocol random"
+    remedy = f"give {'--time' if order['by'] == 'file' else 'finer times'}, or run with --protocol random"
     if not decides:
         remedy = "what is held out does not depend on it, the model's view of what came last does"
     return (

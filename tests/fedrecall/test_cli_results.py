@@ -68,7 +68,8 @@ def test_what_was_found_out_dropped_and_changed_is_said_in_a_few_lines(tmp_path,
         "Imported said: 2 events of 1 user on 2 items.",
         "Read: log.csv (separator comma, found out; utf-16, found out; times unix (detected)); 2020-09-13 12:26:40 to "
         "2020-09-13 12:26:41 UTC, in the order of time and then of the files.",
-        "Dropped 3 of 5 rows: 1 malformed line (line 6); 1 missing field (line 4); 1 impossible time (line 5).",
+        "Dropped 3 of 5 rows: 1 malformed line (line 6: has 1 fields, expected 4); 1 missing field (line 4); 1 "
+        "impossible time (line 5).",
         "Changed: 1 field holds NaN, null or the like and was taken as empty (--missing); 1 user id is a whole number "
         "and was written as such.",
         "Warning: 1 time cannot be read, such as text like 'a' (log.csv line 5).",

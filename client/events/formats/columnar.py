@@ -94,7 +94,8 @@ def _read(
         kind = schema.field(top).type
         if path is None and role == "time" and (said := _moments(kind)):
             rows.typed[role] = said
-        if path is None and role == "time" and (pa.types.is_boolean(kind) or pa.types.is_time(kind)):
+        clock = pa.types.is_boolean(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind)
+        if path is None and role == "time" and clock:
             raise DataError(f"{where}: --time {top!r} holds {kind}, which is no moment: name another column")
     nested = any(path is not None or _is_nested(schema.field(top).type) for top, path in chosen.values())
     for batch in batches:

@@ -219,7 +219,12 @@ def test_strength() -> None:
         ("1;2;3\n4;5\n6;7\n", NUMBERED, Layout(separator=";", header=False), "no column '3' .*--sep"),
         ("1,2,3\n", NUMBERED, Layout(header=False, encoding="klingon"), "--encoding"),
         ("1,2,soon\n1,3,later\n", NUMBERED, NO_HEADER, "no time can be read: .*line 1.*--time-format"),
-        ("1,2,-5\n1,3,-6\n", NUMBERED, NO_HEADER, "no event is left .*2 impossible time"),
+        (
+            "1,2,-5\n1,3,-6\n",
+            NUMBERED,
+            NO_HEADER,
+            r"no event is left .*2 impossible time .*2 times lie before 1970 .* such as '-5' \(events\.txt line 1\)",
+        ),
         ("1,2,3\n", NUMBERED, Layout(header=False, separator=""), "separator"),
     ],
 )

@@ -107,6 +107,15 @@ def test_an_import_warns(cache: Path, tmp_path: Path, rng: np.random.Generator) 
     assert "give --time, or run with --protocol random" in report["warnings"][-1]
 
 
+def test_where_times_are_there_the_remedy_asks_for_finer_ones(cache: Path, tmp_path: Path) -> None:
+    rows = [(user, item, day) for user in range(N_USERS) for day in range(2) for item in range(day, 20, 2)]
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time\n" + "".join(f"{u},{i},2024-01-{1 + day:02d}\n" for u, i, day in rows))
+    report = import_files(ImportSpec(files=(log,), name="days", user="user", item="item", time="time"))["cleaning"]
+    assert "of equal times for 95% of neighbours" in report["warnings"][-1]
+    assert "give finer times, or run with --protocol random" in report["warnings"][-1]
+
+
 @pytest.mark.parametrize(("protocol", "decides"), [("loo", True), ("random", False), ("given", False)])
 def test_a_run_says_whether_the_order_decided_what_was_held_out(
     rng: np.random.Generator, protocol: str, decides: bool

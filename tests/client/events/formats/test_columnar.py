@@ -77,7 +77,7 @@ def test_numbers_and_text_take_a_format_as_anywhere(tmp_path: Path, rng: np.rand
 
 
 def test_a_clock_without_a_day_is_no_time(tmp_path: Path) -> None:
-    for column in (pa.array([1, 2], pa.time64("us")), pa.array([True, False])):
+    for column in (pa.array([1, 2], pa.time64("us")), pa.array([1, 2], pa.duration("s")), pa.array([True, False])):
         pq.write_table(pa.table({"user": ["a", "b"], "item": ["x", "y"], "time": column}), tmp_path / "log")
         with pytest.raises(DataError, match="no moment: name another column"):
             clean(tmp_path / "log")
