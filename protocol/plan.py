@@ -93,6 +93,7 @@ class Mechanism:
     def __post_init__(self) -> None:
         """Refuse what cannot be accounted, naming the field and the remedy."""
         here = self.name
+        _require(isinstance(here, str) and bool(here), "a mechanism's name", here, "a text")
         _one_of(f"{here}.sampling", self.sampling, Sampling)
         _one_of(f"{here}.adjacency", self.adjacency, Adjacency)
         _require(0.0 < self.sample_rate <= 1.0, f"{here}.sample_rate", self.sample_rate, "above 0 and at most 1")
@@ -195,6 +196,7 @@ class Plan:
         if not _whole(self.devices, 1):
             raise PlanError(f"devices is {self.devices}: a plan needs at least one")
         _require(_whole(self.colluders, 0), "colluders", self.colluders, "whole, from 0")
+        _require(type(self.simulated) is bool, "simulated", self.simulated, "true or false")
         names = [m.name for m in self.mechanisms]
         if len(set(names)) != len(names):
             raise PlanError(f"mechanism names {names} repeat: give each its own")
@@ -270,7 +272,7 @@ class Plan:
                 clip = m.get("adaptive_clip")
                 mechanisms.append(Mechanism(**(m | {"adaptive_clip": AdaptiveClip(**clip) if clip else None})))
             return Plan(**(data | {"mechanisms": tuple(mechanisms)}))
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
             raise PlanError(f"this is no privacy plan ({error}): read one that to_dict wrote") from error
 
     def digest(self) -> str:

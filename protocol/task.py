@@ -51,7 +51,7 @@ class Task:
                 trained=tuple(map(str, data["trained"])),
                 seed=int(data["seed"]),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"this is no task ({error}): read one that to_dict wrote") from error
 
     def digest(self) -> str:

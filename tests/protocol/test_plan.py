@@ -271,3 +271,24 @@ def test_equal_plans_have_equal_digests_however_their_numbers_are_spelled() -> N
         for kind in (int, float)
     )
     assert whole == broken and whole.digest() == broken.digest()
+
+
+@pytest.mark.parametrize("field", ["simulated", "devices", "delta", "unit", "trust", "renews", "colluders"])
+@pytest.mark.parametrize("value", [-math.inf, math.nan, "x", 1.5, None, [1], {}])
+def test_a_plan_of_wrong_types_is_refused_as_one(field: str, value: object) -> None:
+    with pytest.raises(PlanError):
+        Plan.from_dict({**plan_of(COINS).to_dict(), field: value})
+
+
+@pytest.mark.parametrize("field", sorted(plan_of(COINS).to_dict()["mechanisms"][0]))
+@pytest.mark.parametrize("value", [-math.inf, math.nan, "", 2.5, [1], {}])
+def test_a_mechanism_of_wrong_types_is_refused_as_one(field: str, value: object) -> None:
+    if value in ({}, "") and field == "adaptive_clip":
+        return  # none
+    plan = plan_of(COINS).to_dict()
+    plan["mechanisms"][0][field] = value
+    if (field, value) in (("noise_multiplier", 2.5), ("clip_norm", 2.5)):
+        assert Plan.from_dict(plan).mechanism("rounds")
+        return
+    with pytest.raises(PlanError):
+        Plan.from_dict(plan)
