@@ -70,7 +70,7 @@ def hidden(evaluation: Mapping[str, Any]) -> str:
 
 def again(evaluation: Mapping[str, Any]) -> str:
     """Say how well repeats and new items were found, where a run recommends both; else nothing."""
-    if evaluation.get("repeats") != "recommend":
+    if "by_novelty" not in evaluation:
         return ""
     parts = [
         f"{part['recall@50']:.1%} of the {part['count']:,} {what}"

@@ -115,6 +115,16 @@ def test_the_first_page_says_what_was_held_out_and_in_what_ranking(run, protocol
     assert 0 < text.index(said) < text.index("recall@10")
 
 
+def test_the_first_page_tells_repeats_that_were_found_from_new_items(run):
+    again = copy.deepcopy(run)
+    again["evaluation"]["by_novelty"] = {"again": {"count": 1200, "recall@50": 0.625}, "new": {"count": 0}}
+    said = "Among the first 50 were 62.5% of the 1,200 that the person had before."
+    assert said in Page(render(again)).text
+    again["evaluation"]["by_novelty"]["new"] = {"count": 7, "recall@50": 0.1}
+    assert "before and 10.0% of the 7 that were new to the person." in Page(render(again)).text
+    assert "that the person had before." not in Page(render(run)).text
+
+
 def test_a_run_with_secret_noise_carries_no_stamp(run):
     real = copy.deepcopy(run)
     real["privacy"]["simulated"] = False
