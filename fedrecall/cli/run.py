@@ -38,13 +38,11 @@ def run(
 ) -> None:
     """Train over private devices, build the recall index, evaluate, and write the report."""
     from fedrecall.simulations.config import load_config
-    from fedrecall.simulations.runs.folder import choose_folder, resumed_config
+    from fedrecall.simulations.runs.folder import choose_folder
     from fedrecall.simulations.runs.run import run as run_all
 
     output = Output(format)
-    told = any(given is not None for given in (config, preset, dataset, protocol, engine, seed, override))
-    found = resumed_config(out, data_path) if resume and not told else None
-    settings = found or load_config(
+    settings = load_config(
         config,
         preset,
         override,

@@ -59,19 +59,6 @@ def choose_folder(config: RunConfig, out: Path | None, *, resume: bool) -> Path:
     return folder
 
 
-def resumed_config(out: Path | None, data_path: Path | None = None) -> RunConfig | None:
-    """Return the configuration of the run in ``out``, else the newest, its data where it was or in ``data_path``.
-
-    ``None`` where there is no run.
-    """
-    folder = LATEST if out is None else out
-    if not (folder / CONFIG).is_file():
-        return None
-    config, reference = read_config(folder), read_data_reference(folder)
-    path = data_path or (reference.path if reference else None)
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
-
-
 def open_folder(folder: Path, config: RunConfig, dataset: Dataset) -> None:
     """Make the run's folder and write its configuration and its data reference; link it as the newest run.
 

@@ -113,8 +113,6 @@ def test_a_second_run_into_the_folder_is_refused_and_resuming_returns_at_once(ra
     refused(capsys, 2, "add --resume", *command)
     refused(capsys, 2, "seed was 0 and is 5", *command, "--seed", "5", "--resume")
     assert answer(capsys, *command, "--resume") == result
-    assert answer(capsys, "run", "--resume", "--out", folder) == result, "its own settings where none is given"
-    refused(capsys, 2, "data.name was 'synthetic'", "run", "--resume", "--out", folder, "--preset", "user-eps8")
 
 
 def write_shop(folder):
