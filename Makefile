@@ -51,7 +51,7 @@ lint: $(CHECKS_READY)
 types: $(CHECKS_READY)
 	@mkdir -p .types/fedrecall
 	@for folder in $(FOLDERS); do ln -sfn ../../$$folder .types/fedrecall/$$folder; done
-	@for own in __init__.py py.typed cli; do ln -sfn ../../fedrecall/$$own .types/fedrecall/$$own; done
+	@for own in __init__.py py.typed api cli; do ln -sfn ../../fedrecall/$$own .types/fedrecall/$$own; done
 	MYPYPATH=.types $(BIN)/mypy -p fedrecall
 
 bench: $(READY)

@@ -26,6 +26,6 @@ class PersonalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(10, ge=0, description="gradient steps on the user tower; 0 leaves it the identity")
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.01, gt=0, description="of Adam, with decoupled weight decay")
     weight_decay: float = Field(0.1, ge=0, description="pull of the tower's weights towards zero")
     negatives: int = Field(512, ge=1, description="negatives a step")

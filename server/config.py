@@ -16,45 +16,45 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 
 
 class ServerConfig(BaseModel):
-    """The global optimiser, the averaging of its iterates, and checkpoints.
-
-    Attributes:
-        optimiser: ``sgd``; ``fedavgm``: with momentum; ``fedadam``: per-coordinate steps.
-        learning_rate: step on the mean update; 1 with ``sgd`` is plain federated averaging.
-        learning_rate_scales: factor on the learning rate of the arrays whose name starts with the key
-            (``item.``, ``transformer.``); the longest key wins, arrays without one have factor 1, 0 freezes.
-        momentum: of ``fedavgm``.
-        beta1: decay of the first moment of ``fedadam``.
-        beta2: decay of the second moment of ``fedadam``.
-        adaptivity: added to the root of the second moment of ``fedadam``, in units of the update (tau).
-        schedule: of the learning rate after warm-up: ``constant``, ``linear`` or ``cosine`` decay.
-        warmup_rounds: rounds over which the learning rate rises linearly; round 0 has 1 / ``warmup_rounds``.
-        final_share: share of the learning rate that a decay ends at.
-        average: what is released: the last iterate (``none``), an exponential average (``ema``), or the mean
-            of the last iterates (``tail``).
-        ema_decay: weight of the past in ``ema``; the first iterates are averaged evenly instead.
-        tail_share: share of the rounds, the last ones, whose iterates ``tail`` averages.
-        checkpoint_every: rounds between checkpoints.
-        keep_checkpoints: how many of the newest checkpoints stay.
-    """
+    """The global optimiser, the averaging of its iterates, and checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    optimiser: Literal["sgd", "fedavgm", "fedadam"] = "fedadam"
-    learning_rate: Positive = 0.01
-    learning_rate_scales: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = {}
-    momentum: Decay = 0.9
-    beta1: Decay = 0.9
-    beta2: Decay = 0.99
-    adaptivity: Positive = 1e-8
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
-    final_share: Share = 0.0
-    average: Literal["none", "ema", "tail"] = "none"
-    ema_decay: Decay = 0.95
-    tail_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5
-    checkpoint_every: Annotated[int, Field(ge=1)] = 10
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    optimiser: Literal["sgd", "fedavgm", "fedadam"] = Field(
+        "fedadam", description="of the global model: plain steps; with momentum; steps for each coordinate"
+    )
+    learning_rate: Positive = Field(
+        0.01, description="step on the mean update; 1 with sgd is plain federated averaging"
+    )
+    learning_rate_scales: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = Field(
+        {},
+        description="factor on the learning rate of arrays whose name starts with the key, such as `item.`; the "
+        "longest key wins, without one it is 1, and 0 freezes",
+    )
+    momentum: Decay = Field(0.9, description="of fedavgm")
+    beta1: Decay = Field(0.9, description="decay of the first moment of fedadam")
+    beta2: Decay = Field(0.99, description="decay of the second moment of fedadam")
+    adaptivity: Positive = Field(
+        1e-8, description="added to the root of the second moment of fedadam, in units of the update (tau)"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up: none, or a decay"
+    )
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+        0, description="over which the learning rate rises linearly; round 0 has 1 / warmup_rounds of it"
+    )
+    final_share: Share = Field(0.0, description="share of the learning rate that a decay ends at")
+    average: Literal["none", "ema", "tail"] = Field(
+        "none", description="what is released: the last iterate; an exponential average; the mean of the last iterates"
+    )
+    ema_decay: Decay = Field(
+        0.95, description="weight of the past in ema; the first iterates are averaged evenly instead"
+    )
+    tail_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = Field(
+        0.5, description="share of the rounds, the last ones, that tail averages"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(10, description="rounds between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="how many of the newest stay")
 
 
 class StartSettings(BaseModel):

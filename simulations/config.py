@@ -1,10 +1,8 @@
 """The configuration of a run: one TOML file or preset, overridden key by key. Unknown keys are refused."""
 
 import difflib
-import json
-import re
 import tomllib
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrecall.client.config import LocalConfig, PersonalConfig
 from fedrecall.protocol.errors import ConfigError
 from fedrecall.server.config import ServerConfig
+from fedrecall.simulations.presets.names import DEFAULT, preset_names, preset_text
+from fedrecall.simulations.toml import toml_text
 
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -32,9 +32,13 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which data, which split."""
 
-    name: str = "ml-100k"
+    name: str = Field("ml-100k", description="of `fedrecall data list`")
     path: Path | None = Field(None, description="folder of a known data set; otherwise the cache")
-    protocol: Literal["loo", "temporal", "ncf", "random", "given"] = "loo"
+    protocol: Literal["loo", "temporal", "ncf", "random", "given"] = Field(
+        "loo",
+        description="held out: the last item that each device met for the first time; those after one date; the last, "
+        "among sampled items; one of each device, drawn; what an import's own files say",
+    )
     repeats: Literal["mask", "recommend"] = Field(
         "mask",
         description="what a person has already: never recommended, never a target; 'recommend': again, where people "
@@ -47,13 +51,13 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Sizes of the model."""
 
-    dim: int = Field(64, ge=2)
+    dim: int = Field(64, ge=2, description="length of an item's vector and of a query")
     window: int = Field(64, ge=2, description="most recent events that the transformer reads")
-    blocks: int = Field(2, ge=0)
-    heads: int = Field(2, ge=1)
-    hidden: int = Field(128, ge=1)
-    user_dim: int = Field(8, ge=1)
-    user_hidden: int = Field(16, ge=1)
+    blocks: int = Field(2, ge=0, description="of the transformer")
+    heads: int = Field(2, ge=1, description="of attention in a block; they divide dim")
+    hidden: int = Field(128, ge=1, description="width of a block's inner layer")
+    user_dim: int = Field(8, ge=1, description="length of the user tower's private vector")
+    user_hidden: int = Field(16, ge=1, description="width of the user tower's inner layer")
     features: bool = Field(False, description="project the catalogue's categories into item vectors")
 
     @model_validator(mode="after")
@@ -74,8 +78,8 @@ class AdaptiveClipConfig(_Section):
 class PrivacyConfig(_Section):
     """The plan: unit, trust, budget. The noise follows from it."""
 
-    unit: Literal["user", "interaction"] = "user"
-    trust: Literal["central", "local"] = "central"
+    unit: Literal["user", "interaction"] = Field("user", description="what neighbours differ in: a device, an event")
+    trust: Literal["central", "local"] = Field("central", description="who adds the noise: the server, each device")
     epsilon: float | None = Field(8.0, gt=0, description="target of adversary released-model; null: no privacy")
     delta: float | None = Field(
         None, gt=0, lt=1, description="null: 1e-5, or the power of ten below one over the devices if that is smaller"
@@ -126,7 +130,7 @@ class StartConfig(_Section):
 class RoundsConfig(_Section):
     """Federated rounds after the start."""
 
-    count: int = Field(20, ge=0)
+    count: int = Field(20, ge=0, description="how many; 0: the start alone")
     passes: float | None = Field(
         None, gt=0, description="no more rounds than ask each device this often on average; null: no such limit"
     )
@@ -165,11 +169,11 @@ class FlowerConfig(_Section):
 class EvaluationConfig(_Section):
     """What is measured besides the model."""
 
-    cutoffs: tuple[int, ...] = (10, 50)
+    cutoffs: tuple[int, ...] = Field((10, 50), description="list lengths of the metrics; 10 and 50 among them")
     baselines: bool = Field(True, description="most popular, item-kNN, EASE, each device alone")
     central: bool = Field(True, description="the same model trained centrally")
     ablation: bool = Field(False, description="the model without start, rounds, user tower, each in turn")
-    leak_probe: bool = True
+    leak_probe: bool = Field(True, description="whether public negatives tell what was held out; not temporal")
 
     @model_validator(mode="after")
     def _contract(self) -> "EvaluationConfig":
@@ -181,20 +185,22 @@ class EvaluationConfig(_Section):
 class CentralConfig(_Section):
     """Central training of the same model: plain mini-batches, Adam, no privacy."""
 
-    batch: int = Field(256, ge=1)
-    steps: int = Field(900, ge=1)
+    batch: int = Field(256, ge=1, description="users a step")
+    steps: int = Field(900, ge=1, description="of the optimiser")
     passes: float | None = Field(
         39, gt=0, description="no more steps than read each user this often on average; null: no such limit"
     )
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(30, ge=0)
+    learning_rate: float = Field(2e-3, gt=0, description="of Adam, after the warm-up; then falling to 0")
+    warmup_steps: int = Field(30, ge=0, description="over which the learning rate rises")
 
 
 class RunConfig(_Section):
     """Everything that a run depends on, besides the data and the versions."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    engine: Literal["cohort", "device", "flower"] = "cohort"
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random; the run is a simulation")
+    engine: Literal["cohort", "device", "flower"] = Field(
+        "cohort", description="many devices at once; one after the other with Opacus; on Flower's simulation engine"
+    )
     threads: int = Field(0, ge=0, description="torch threads; 0: all cores")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -237,12 +243,6 @@ class RunConfig(_Section):
         return self
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship."""
-    files = resources.files("fedrecall.simulations.presets").iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
-
-
 def load_config(
     path: Path | None = None,
     preset: str | None = None,
@@ -253,6 +253,7 @@ def load_config(
     protocol: str | None = None,
     engine: str | None = None,
     seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the configuration from a preset, then a file, then ``key=value`` overrides, then the other arguments.
 
@@ -265,13 +266,14 @@ def load_config(
         protocol: of ``data.protocol``.
         engine: of ``engine``.
         seed: of ``seed``.
+        settings: values by their dotted keys.
 
     Raises:
         ConfigError: an unknown key (naming the nearest), a value out of bounds, an unreadable file.
     """
     data: dict[str, Any] = {}
     if preset is not None or path is None:
-        _merge(data, _preset(preset or "user-eps8"))
+        _merge(data, _preset(preset or DEFAULT))
     if path is not None:
         _merge(data, _read(path))
     for text in overrides or []:
@@ -289,6 +291,16 @@ def load_config(
     for name, chosen in given.items():
         if chosen is not None:
             _set(data, name.split("."), chosen)
+    for name, value in (settings or {}).items():
+        _set(data, name.split("."), value)
+    return parse_config(data)
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with values by their dotted keys; raises ConfigError as ``load_config``."""
+    data = config.model_dump()
+    for name, value in settings.items():
+        _set(data, name.split("."), value)
     return parse_config(data)
 
 
@@ -305,35 +317,7 @@ def to_toml(config: RunConfig) -> str:
 
     Without what is this machine's business, see ``RunConfig.published``.
     """
-    lines: list[str] = []
-    _write(config.published(), "", lines)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _write(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
-    for key, value in table.items():
-        if not isinstance(value, dict):
-            lines.append(f"{_key(key)} = {_toml(value)}")
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines.extend(["", f"[{prefix}{_key(key)}]"])
-            _write(value, f"{prefix}{_key(key)}.", lines)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return '"null"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return toml_text(config.published())
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -341,8 +325,7 @@ def _preset(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, preset_names(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"no preset {name!r}: {hint}there are {', '.join(preset_names())}")
-    text = (resources.files("fedrecall.simulations.presets") / f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(preset_text(name))
 
 
 def _read(path: Path) -> dict[str, Any]:

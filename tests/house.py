@@ -11,18 +11,19 @@ FLOORS = {"fedrecall": 5, "simulations": 4, "client": 3, "server": 3, "models": 
 
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "fedrecall/cli": (
-        ("chart", "console", "reading"),
+        ("chart", "console", "options", "reading"),
         ("data", "deployment", "doctor", "privacy", "results", "run", "tune"),
         ("audit", "index"),
         ("app",),
         ("__main__",),
     ),
     "simulations": (
+        ("presets", "toml", "tracking"),
         ("config", "data"),
         ("evaluation", "training"),
         ("baselines", "report"),
         ("runs",),
-        ("audit", "flower_app", "studies"),
+        ("audit", "flower_app", "results", "studies"),
     ),
     "simulations/audit": (
         ("page", "time_left", "watching"),
@@ -32,7 +33,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "client": (("config", "events", "gate"), ("training",), ("device",), ("recall",)),
     "server": (("config", "recall"), ("training",), ("deployment",), ("operation",)),
-    "privacy": (("mechanisms",), ("accounting",), ("audit", "ledger")),
+    "privacy": (("mechanisms", "secure_aggregation"), ("accounting",), ("audit", "ledger")),
 }
 """The rooms of a folder by inner floor, lowest first: a room imports rooms of lower inner floors and no others."""
 

@@ -13,14 +13,17 @@ from .house import ROOT, package_of
 from .test_architecture import FILES, folder_of
 
 MAKERS = {
-    # The server makes one again of a device's bytes.
-    "fedrecall.protocol.records.Update": {"client/gate.py", "server/deployment/grid.py"},
+    # The server makes one again of a device's bytes; an audit asks its wiring what it would make of others.
+    "fedrecall.protocol.records.Update": {
+        *("client/gate.py", "server/deployment/grid.py", "simulations/audit/checks/same_noise.py"),
+    },
     "fedrecall.protocol.records.CohortSum": {
         "client/training/cohort.py",
         "client/training/start.py",
         "server/training/aggregation.py",
         "simulations/audit/attacks/models/promotion.py",  # what malicious devices and robust sums would make
-        "simulations/audit/checks/conformance.py",
+        *("simulations/audit/checks/conformance.py", "simulations/audit/checks/same_noise.py"),
+        *("simulations/audit/checks/start_sensitivity.py", "simulations/audit/watching/at_length.py"),
         "simulations/training/flower.py",
         "simulations/training/simulated_noise.py",
     },
@@ -55,7 +58,8 @@ MAY = {
     "models": {*PLAIN, "torch"},
     "privacy": {
         *PLAIN,
-        *("contextlib", "cryptography.hazmat.primitives", "datetime", "dp_accounting", "fcntl", "hashlib", "hmac"),
+        *("contextlib", "cryptography.exceptions", "cryptography.hazmat.primitives", "datetime", "dp_accounting"),
+        *("fcntl", "functools", "hashlib", "hmac", "secrets"),
         *("itertools.count", "json", "mpmath", "numpy", "opacus.grad_sample", "opacus.optimizers", "operator", "os"),
         *("pathlib.Path", "scipy"),
         *("torch", "warnings"),

@@ -20,6 +20,9 @@ from .house import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAPPING: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+NOT_TRIED = {"track"}
+"""Extras that no environment of ours installs: what talks to them is tested where they happen to be."""
 TARGETS = {"help", "setup", "run", "test", "test-all", "lint", "types", "bench", "audit", "frontier", "clean"}
 
 
@@ -73,7 +76,7 @@ class TestPins:
         [
             *PROJECT["build-system"]["requires"],
             *PROJECT["project"]["dependencies"],
-            *(r for extra in PROJECT["project"]["optional-dependencies"].values() for r in extra),
+            *(r for name, extra in EXTRAS.items() if name not in NOT_TRIED for r in extra),
         ],
     )
     def test_every_requirement_has_a_pin_within_its_range(self, requirement: str) -> None:
@@ -82,8 +85,7 @@ class TestPins:
 
     def test_what_runs_here_is_what_is_pinned(self) -> None:
         """The tests speak for the pinned versions, and nothing that they need is left to chance."""
-        extras = PROJECT["project"]["optional-dependencies"]
-        needed = needed_by([*PROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]])
+        needed = needed_by([*PROJECT["project"]["dependencies"], *EXTRAS["test"], *EXTRAS["dev"]])
         assert {"torch", "numpy", "sympy", "pluggy"} <= set(needed)
         assert {name: Version(v.public) for name, v in needed.items()} == {name: pins()[name] for name in needed}
 

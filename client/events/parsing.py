@@ -5,11 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedrecall.client.events.formats.columnar import ARROW_FILE, ARROW_STREAM, PARQUET, read_arrow, read_parquet
+import pyarrow as pa
+
+from fedrecall.client.events.formats.columnar import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    PARQUET,
+    read_arrow,
+    read_frame,
+    read_parquet,
+)
 from fedrecall.client.events.formats.containers import Opened, check_text, encoding_of, opened, text_of
 from fedrecall.client.events.formats.delimited import read_delimited
 from fedrecall.client.events.formats.json_text import PYTHON, one_object_a_line, read_json_lines, read_json_objects
 from fedrecall.client.events.formats.nested import refuse_written_lists, split_items
+from fedrecall.client.events.spelling import one_spelling, without_missing
 from fedrecall.client.events.tables import BAD_BYTES, Column, Format, Layout, Progress, Rows, Table
 from fedrecall.protocol.errors import DataError
 
@@ -40,16 +50,39 @@ def read_table(
         else:
             names, layout = _read_binary(binary, path, wanted, layout, rows, progress)
             about |= {"format": binary}
-    _check_amount(path, rows, layout)
+    return _tidied(path.name, rows, names, layout, about)
+
+
+def arrow_table(frame: pa.Table, wanted: Mapping[str, Column], name: str, layout: Layout | None = None) -> Table:
+    """Return the ``wanted`` columns of a frame in memory, as those of a Parquet file are read.
+
+    ``name`` is for messages. Of ``layout`` what separates items and what is missing counts. Raises DataError as
+    ``read_table`` does.
+    """
+    rows = Rows(roles=list(wanted))
+    names = read_frame(frame, wanted, name, rows)
+    layout = replace(layout or Layout(), format="arrow")
+    return _tidied(name, rows, names, layout, {"file": name, "format": "frame"})
+
+
+def _tidied(name: str, rows: Rows, names: tuple[str, ...], layout: Layout, about: dict[str, Any]) -> Table:
+    """Return everything read, lists of items as a row an item; raises DataError where most of it is malformed."""
+    _check_amount(name, rows, layout)
     table = rows.table(names, layout, about)
     if "item" not in table.columns:
         return table
     if layout.item_separator is None:
         if not (layout.rows or "lists" in table.about):
-            refuse_written_lists(table.columns["item"], table.columns.get("user"), path.name)
+            refuse_written_lists(table.columns["item"], table.columns.get("user"), name)
         return table
     columns, lines, (several, events) = split_items(table.columns, table.lines, layout.item_separator)
-    said = {"lists": {"lines": several, "events": events}} if several else {}
+    items, missing = without_missing(columns["item"], layout.missing)
+    columns["item"], respelled, rounded = one_spelling(items)
+    said: dict[str, Any] = {"lists": {"lines": several, "events": events}} if several else {}
+    said |= {"missing_texts": table.about.get("missing_texts", 0) + missing} if missing else {}
+    for key, count in (("respelled_ids", respelled), ("rounded_ids", rounded)):
+        before = table.about.get(key, {})
+        said |= {key: before | {"item": before.get("item", 0) + count}} if count else {}
     return replace(table, columns=columns, lines=lines, about=table.about | said)
 
 
@@ -129,11 +162,11 @@ def _bare(error: Exception) -> str:
     return error.reason if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else str(error)
 
 
-def _check_amount(path: Path, rows: Rows, layout: Layout) -> None:
+def _check_amount(name: str, rows: Rows, layout: Layout) -> None:
     """Raise DataError when nothing was read, or when most of it is malformed."""
     read = rows.malformed + sum(len(x) for x in rows.lines)
     if read == 0:
-        raise DataError(f"{path.name} has a header and no rows: give a file with at least one row")
+        raise DataError(f"{name} has a header and no rows: give a file with at least one row")
     if rows.malformed <= read / 2:
         return
     line, reason = rows.examples[0]
@@ -152,4 +185,4 @@ def _check_amount(path: Path, rows: Rows, layout: Layout) -> None:
         remedy = (
             f"is {layout.separator!r} the separator and {layout.encoding} the encoding? Choose --sep and --encoding"
         )
-    raise DataError(f"{path.name}: {rows.malformed} of {read} lines are malformed (line {line} {reason}): {remedy}")
+    raise DataError(f"{name}: {rows.malformed} of {read} lines are malformed (line {line} {reason}): {remedy}")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.optim.adamw import adamw
 
 from fedrecall.client.config import PersonalConfig
 from fedrecall.client.events.store import EventStore
@@ -103,7 +104,9 @@ def tune_towers(
     inputs, targets = context[:, :-1], items[:, 1:].clamp(min=0)
     weights = weights[:, 1:] * (items[:, :-1] >= 0)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    optimiser = torch.optim.AdamW(list(private.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
+    weights_of = list(private.values())
+    means, squares = ([torch.zeros_like(weight) for weight in weights_of] for _ in range(2))
+    steps = [torch.zeros(()) for _ in weights_of]
     for step in range(config.steps):
         drawn = draw_negatives(seed, step, shape.n_items, config.negatives)
         negatives = torch.as_tensor(drawn, dtype=torch.long)
@@ -111,9 +114,24 @@ def tune_towers(
         query = _towered(private, inputs)
         positive = (query * item_vectors[targets]).sum(dim=-1)
         loss = sampled_softmax(positive, query @ item_vectors[negatives].T, masked, shape.n_items)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward((loss * weights).sum())
-        optimiser.step()
+        gradients = list(torch.autograd.grad((loss * weights).sum(), weights_of))
+        with torch.no_grad():
+            # The class of that name does the same, and loads torch's compiler first: a second on every device.
+            adamw(
+                weights_of,
+                gradients,
+                means,
+                squares,
+                [],
+                steps,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
     return {n: t.detach() for n, t in private.items()}
 
 

@@ -23,7 +23,7 @@ from fedrecall.client.training.negatives import draw_negatives
 from fedrecall.client.training.samples import Samples, block_samples, input_masks, sample_tensors, user_samples
 from fedrecall.models.recall import ITEM_ID, RecallModel, initial_arrays
 from fedrecall.models.shape import ModelShape
-from fedrecall.privacy.mechanisms.opacus_step import clip_factors
+from fedrecall.privacy.mechanisms.clipping import clip_factors
 from fedrecall.protocol.allow_list import WITHIN_CLIP
 from fedrecall.protocol.plan import Unit
 from fedrecall.protocol.records import CohortSum

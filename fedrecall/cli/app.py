@@ -80,7 +80,7 @@ def call(arguments: Sequence[str]) -> int:
     try:
         # Not through the program's own main, which gives Ctrl-C and a closed pipe other exit codes.
         program = typer.main.get_command(app)
-        with program.make_context("fedrecall", list(arguments), obj=list(arguments)) as context:
+        with program.make_context("fedrecall", list(arguments)) as context:
             program.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as ending:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedrecall.cli.console import FormatOption, Output, pairs, table
+from fedrecall.cli.options import DataPath
 from fedrecall.cli.reading import counted, told
 from fedrecall.protocol.errors import UsageError
 
@@ -17,7 +18,7 @@ _COLUMN = "Column by name, or by number from 1."
 @app.command("list")
 def list_(format: FormatOption = "text") -> None:
     """List the data sets that `run --dataset` takes."""
-    from fedrecall.simulations.data.registry import list_datasets
+    from fedrecall.simulations.data.places import list_datasets
 
     rows = list_datasets()
     head = ["name", "description", "users", "items", "interactions", "cached", "terms"]
@@ -99,8 +100,8 @@ def import_(
     """Import event files of any layout: delimited text, JSON, Parquet or Arrow, packed or not."""
     from fedrecall.client.events.spelling import MISSING
     from fedrecall.client.events.where import parse_condition
-    from fedrecall.simulations.data.import_spec import ImportSpec
-    from fedrecall.simulations.data.importer import import_files
+    from fedrecall.simulations.data.importing.import_spec import ImportSpec
+    from fedrecall.simulations.data.importing.importer import import_files
 
     output = Output(format)
     spec = ImportSpec(
@@ -148,7 +149,7 @@ def import_(
 @app.command("describe")
 def describe_(
     name: Annotated[str, typer.Argument(help="A name of `fedrecall data list`.")],
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    data_path: DataPath = None,
     format: FormatOption = "text",
 ) -> None:
     """Describe a data set in numbers: sizes, histories, times, popularity, what cleaning dropped."""

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedrecall.cli.console import FormatOption, Output, table
 from fedrecall.protocol.errors import FedrecallError
 
@@ -121,7 +119,7 @@ def _disk() -> Check:
 
 
 def _cache() -> Check:
-    from fedrecall.simulations.data.cache import cache_folder
+    from fedrecall.simulations.data.places import cache_folder
 
     folder = cache_folder()
     try:
@@ -162,6 +160,8 @@ def _accountant() -> Check:
 
 def _noise() -> Check:
     """Measure the deviation of 100,000 secret normals: outside [0.989, 1.011] once in a million times."""
+    import numpy as np
+
     from fedrecall.privacy.mechanisms.noise import SecureNoise
 
     measured = float(np.std(SecureNoise().normal((100_000,), 1.0)))
@@ -212,6 +212,8 @@ def _clip() -> Check:
 
 def _index() -> Check:
     """Search an item table and its flat index, and compare both with a plain product."""
+    import numpy as np
+
     from fedrecall.protocol.item_table import ItemTable
     from fedrecall.protocol.randomness import public_rng
     from fedrecall.server.recall.index import build_index, recall_against_exact

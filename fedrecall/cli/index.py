@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedrecall.cli.console import FormatOption, Output, pairs, table
+from fedrecall.cli.console import FormatOption, Output, note, pairs, table
 from fedrecall.cli.results import RunFolder
 
 app = typer.Typer(help="The FAISS index of a run: build, search.", no_args_is_help=True, rich_markup_mode=None)
@@ -20,11 +20,13 @@ def build(
     format: FormatOption = "text",
 ) -> None:
     """Build the index over a run's verified item table, and state its recall against exact search."""
-    from fedrecall.simulations.runs.index import build_run_index
+    from fedrecall.simulations.runs.index import replace_run_index
 
     output = Output(format)
     with output.working() as progress:
-        result = build_run_index(run, kind, progress=progress)
+        result = replace_run_index(run, kind, progress=progress)
+    if result["warning"]:
+        note(f"warning: {result['warning']}")
     output.answer(result, pairs(f"index of {run}", result))
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.cli.console import Format, FormatOption, Output, table
+from fedrecall.protocol.errors import UsageError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/latest.")]
 DataPath = Annotated[
@@ -32,12 +33,30 @@ def evaluate(
 
 def recommend(
     run: RunFolder,
-    user: Annotated[str, typer.Option(help="Whose device asks, as the data set spells it.")],
+    user: Annotated[str | None, typer.Option(help="Whose device asks, as the data set spells it.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Every device's list, into --out.")] = False,
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --all: .parquet, .trec (trec_eval) or .json (ranx).")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --all: also what the test hid, to measure the lists by.")
+    ] = None,
     data_path: DataPath = None,
     format: FormatOption = "text",
 ) -> None:
-    """Show what one simulated device would recommend to its user."""
+    """Show what one simulated device would recommend to its user, or write the lists of all."""
+    if (user is None) == (not all):
+        raise UsageError("give --user for one list, or --all with --out for everybody's")
+    if all != (out is not None) or (held_out is not None and not all):
+        raise UsageError("--out and --held-out are files of --all: give --all with --out, or neither")
+    if user is not None:
+        _recommend_one(run, user, k, data_path, format)
+    elif out is not None:
+        _recommend_all(run, k, out, held_out, data_path, format)
+
+
+def _recommend_one(run: Path, user: str, k: int, data_path: Path | None, format: Format) -> None:
     from fedrecall.simulations.runs.inspect import recommend as recommend_for
 
     output = Output(format)
@@ -52,6 +71,26 @@ def recommend(
         if because
         else "This device knows no event yet: this is what the model holds for popular.",
     )
+
+
+def _recommend_all(run: Path, k: int, out: Path, hidden: Path | None, data_path: Path | None, format: Format) -> None:
+    from fedrecall.simulations.results import lists
+    from fedrecall.simulations.runs.inspect import open_finished
+
+    output = Output(format)
+    for path in (out, *([hidden] if hidden else [])):
+        lists.check_ending(path)
+    with output.working() as progress:
+        opened = open_finished(run, progress, data_path=data_path)
+        found = lists.recommend_all(opened, k, progress)
+        lists.write_lists(found, out)
+        if hidden is not None:
+            lists.write_held_out(lists.held_out(opened), hidden)
+    users = opened.dataset.events.n_users
+    result = {"run": str(run), "users": users, "k": k, "rows": found.num_rows, "out": str(out)}
+    result["held_out"] = None if hidden is None else str(hidden)
+    said = [f"What the test hid: {hidden}"] if hidden else []
+    output.answer(result, f"{found.num_rows:,} rows of {users:,} users: {out}", *said)
 
 
 def compare(

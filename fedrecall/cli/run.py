@@ -8,17 +8,17 @@ import typer
 from rich.table import Table
 
 from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.cli.options import ConfigFile, DataPath, DatasetOption, PresetOption, Settings
 from fedrecall.protocol.errors import FedrecallError
 
 SHOWN = ("recall@10", "recall@50", "ndcg@10")
 
 
 def run(
-    context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; without one the preset alone.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    config: ConfigFile = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_path: DataPath = None,
     protocol: Annotated[
         Literal["loo", "temporal", "ncf", "random", "given"] | None, typer.Option(help="How events are held out.")
     ] = None,
@@ -27,47 +27,42 @@ def run(
         typer.Option(help="Many devices at once, one after the other with Opacus, or on Flower's simulation engine."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; the run is a simulation.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    override: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; a fresh one under runs/ if absent.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in --out, else the newest, stopped.")
+        bool,
+        typer.Option("--resume", help="Go on where the run in --out, else the newest, stopped; it has its settings."),
     ] = False,
     format: FormatOption = "text",
 ) -> None:
     """Train over private devices, build the recall index, evaluate, and write the report."""
     from fedrecall.simulations.config import load_config
-    from fedrecall.simulations.runs.folder import choose_folder
+    from fedrecall.simulations.runs.folder import CONFIG, choose_folder, resumed_settings
     from fedrecall.simulations.runs.run import run as run_all
 
     output = Output(format)
-    settings = load_config(
-        config,
-        preset,
-        override,
-        dataset=dataset,
-        data_path=data_path,
-        protocol=protocol,
-        engine=engine,
-        seed=seed,
-    )
+    chosen: dict[str, Any] = {"dataset": dataset, "data_path": data_path, "protocol": protocol}
+    chosen |= {"engine": engine, "seed": seed}
+    if resume:
+        settings = resumed_settings(out, config, preset, override, **chosen)
+    else:
+        settings = load_config(config, preset, override, **chosen)
     folder = choose_folder(settings, out, resume=resume)
     try:
         with output.working() as progress:
             result = run_all(settings, out=folder, resume=resume, progress=progress)
     except KeyboardInterrupt:
-        if not folder.exists():
+        if not (folder / CONFIG).exists():
             raise
-        again = resume_command(context.obj, None if out else folder)
+        again = resume_command(folder, settings.flower.address)
         raise FedrecallError(f"interrupted; nothing is lost: resume with `{again}`") from None
     output.answer(result, *summary(result, folder))
 
 
-def resume_command(arguments: list[str], chosen: Path | None = None) -> str:
-    """Return the command line that goes on with the run that ``arguments`` started in a folder ``chosen`` for it."""
-    out = ["--out", _short(chosen)] if chosen else []
-    return shlex.join(["fedrecall", *arguments, *out, *([] if "--resume" in arguments else ["--resume"])])
+def resume_command(folder: Path, cluster: str | None = None) -> str:
+    """Return the command line that goes on with the run in ``folder``; the folder does not know its ``cluster``."""
+    where = ["-c", f"flower.address={cluster}"] if cluster else []
+    return shlex.join(["fedrecall", "run", "--resume", "--out", _short(folder), *where])
 
 
 def _short(path: Path) -> str:

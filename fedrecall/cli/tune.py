@@ -6,20 +6,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.cli.options import ConfigFile, DataPath, DatasetOption, PresetOption, Settings
 
 
 def tune(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; without one the preset alone.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    config: ConfigFile = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_path: DataPath = None,
     protocol: Annotated[
         Literal["loo", "temporal", "random", "given"] | None, typer.Option(help="How events are held out.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    override: Settings = None,
     search: Annotated[
         list[str] | None,
         typer.Option(

@@ -14,10 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import dp_accounting
-from dp_accounting import NeighboringRelation, rdp
-from dp_accounting.pld import privacy_loss_distribution as pld
-
 from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.privacy.mechanisms.correlated import coefficients, sensitivity
 from fedrecall.protocol.errors import PlanError
@@ -27,14 +23,15 @@ PLD = "PLD (dp-accounting)"
 RDP = "RDP (dp-accounting); its PLD has no event for fixed-size cohorts"
 FINE = 1e-4
 COARSE = 1e-3
-_RELATION = {
-    "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
-    "replace_one": NeighboringRelation.REPLACE_ONE,
-    "zero_out": NeighboringRelation.ADD_OR_REMOVE_ONE,  # the same pair of distributions
+_RELATION: dict[Adjacency, str] = {
+    "add_remove": "ADD_OR_REMOVE_ONE",
+    "replace_one": "REPLACE_ONE",
+    "zero_out": "ADD_OR_REMOVE_ONE",  # the same pair of distributions
 }
+"""Names of ``dp_accounting.NeighboringRelation``; the library takes two seconds to load, so that functions load it."""
+
 _LARGEST = 1e6
 _PARTS = 2**50  # the event wants whole numbers and reads their ratio alone
-_RDP_ORDERS = list(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +115,9 @@ def pld_epsilon(composition: Composition, delta: float, interval: float = FINE) 
     than 1e-3 for plans worth publishing). Cells are widened further where little noise would ask for over
     a million.
     """
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     cell = max(interval, _width(composition) * interval / 100)
     total = pld.identity(value_discretization_interval=cell)
     if composition.mu_squared > 0:
@@ -129,7 +129,7 @@ def pld_epsilon(composition: Composition, delta: float, interval: float = FINE) 
             sigma,
             sampling_prob=rate,
             value_discretization_interval=cell,
-            neighboring_relation=_RELATION[adjacency],
+            neighboring_relation=NeighboringRelation[_RELATION[adjacency]],
         )
         total = total.compose(one.self_compose(steps))
     return float(total.get_epsilon_for_delta(delta))
@@ -150,9 +150,13 @@ def rdp_epsilon(composition: Composition, delta: float) -> float | None:
         composition.subsets or any(adjacency == "replace_one" for (_, _, adjacency), _ in composition.sampled)
     ):
         return None
-    relation = _RELATION["replace_one" if composition.subsets else "add_remove"]
-    # The divergence of a subset has no value below order 2; else the low orders matter where epsilon is large.
-    orders = [order for order in _RDP_ORDERS if order >= 2] if composition.subsets else _RDP_ORDERS
+    import dp_accounting
+    from dp_accounting import rdp
+
+    relation = dp_accounting.NeighboringRelation[_RELATION["replace_one" if composition.subsets else "add_remove"]]
+    orders = list(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    if composition.subsets:  # their divergence has no value below order 2; else low orders decide large epsilons
+        orders = [order for order in orders if order >= 2]
     accountant = rdp.RdpAccountant(orders, relation)
     if composition.mu_squared > 0:
         accountant.compose(dp_accounting.GaussianDpEvent(1 / math.sqrt(composition.mu_squared)))

@@ -9,8 +9,8 @@ theorem 8 of Balle and Wang 2018, "Improving the Gaussian Mechanism for Differen
 """
 
 import math
+from collections.abc import Callable
 
-from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from fedrecall.protocol.errors import PlanError
@@ -41,7 +41,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     bound = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # Phi(-z) <= exp(-z^2 / 2)
     if mu > _HUGE:
         return bound  # no less than it, and nobody would tell the difference
-    return float(brentq(lambda e: gaussian_delta(mu, e) - delta, 0.0, bound, xtol=_XTOL, rtol=_XTOL))
+    return _root(lambda e: gaussian_delta(mu, e) - delta, bound)
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
@@ -54,7 +54,14 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     high = 1.0
     while gaussian_delta(high, epsilon) < delta:
         high *= 2
-    return float(brentq(lambda m: gaussian_delta(m, epsilon) - delta, 0.0, high, xtol=_XTOL, rtol=_XTOL))
+    return _root(lambda m: gaussian_delta(m, epsilon) - delta, high)
+
+
+def _root(gap: Callable[[float], float], high: float) -> float:
+    """Return where ``gap`` crosses 0 between 0 and ``high``."""
+    from scipy.optimize import brentq  # half a second to load, and most that import this file only ask for deltas
+
+    return float(brentq(gap, 0.0, high, xtol=_XTOL, rtol=_XTOL))
 
 
 def _require(ok: bool, name: str, value: float, bound: str) -> None:

@@ -24,7 +24,6 @@ from operator import index
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
-from scipy.signal import lfilter
 
 from fedrecall.privacy.mechanisms.noise import NoiseSource, noise_kind, rounded
 from fedrecall.protocol.errors import PlanError
@@ -191,6 +190,8 @@ class _RoundNoise:
 
 def _strategy(coefficients: Coefficients, steps: int) -> Float64[np.ndarray, "steps"]:
     """Return the first column of C: the power series of 1 / d."""
+    from scipy.signal import lfilter  # takes a second to load
+
     impulse = np.zeros(steps)
     impulse[0] = 1.0
     column: Float64[np.ndarray, "steps"] = lfilter([1.0], _padded(coefficients, min(len(coefficients), steps)), impulse)

@@ -17,6 +17,7 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from fedrecall.privacy.mechanisms.clipping import clip_factors, sample_norms
 from fedrecall.protocol.errors import FedrecallError
 
 
@@ -103,18 +104,6 @@ class _DoubleClip(DPOptimizer):  # type: ignore[misc]
             for factor, one in zip(factors, gradient, strict=True):
                 total += factor * one.to(torch.float64)
             parameter.summed_grad = total
-
-
-def sample_norms(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the float64 norm of each sample [samples] over all ``gradients`` [samples, ...] together."""
-    parts = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients]
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-    return norms
-
-
-def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
-    """Return what bounds a sample of each norm by ``clip_norm``: 1 within it, 0 for a norm that is not finite."""
-    return torch.where(torch.isfinite(norms), (clip_norm / norms.clamp(min=1e-300)).clamp(max=1.0), 0.0)
 
 
 @contextmanager

@@ -114,7 +114,8 @@ def _attacks(opened: Opened, seconds: float, progress: Progress) -> dict[str, St
         reason = f"the data are missing ({opened.missing})" if opened.dataset is None else "there is no checkpoint"
         return {"attacks": lambda: [_untested("attacks", f"Not tested: {reason}.")]}
     arrays = {**saved.arrays, **(saved.average.arrays if saved.average else {})}
-    steps = attack_steps(opened.world, arrays, opened.config.seed, seconds, progress)
+    groups = None if opened.dataset is None else opened.dataset.groups
+    steps = attack_steps(opened.world, arrays, opened.config.seed, seconds, progress, groups=groups)
     return {f"attacks: {kind}": step for kind, step in steps.items()}
 
 

@@ -16,12 +16,6 @@ from fedrecall.protocol.files import write_json_atomic
 MANIFEST = "manifest.json"
 
 
-def cache_folder() -> Path:
-    """Return the cache's root: ``FEDRECALL_CACHE``, else ``~/.cache/fedrecall``; it may not exist yet."""
-    moved = os.environ.get("FEDRECALL_CACHE")
-    return Path(moved) if moved else Path.home() / ".cache" / "fedrecall"
-
-
 def sha256_of_files(paths: Sequence[Path]) -> str:
     """Return the SHA-256, in hex, of the bytes of ``paths`` one after the other."""
     digest = hashlib.sha256()

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import CorruptArtefact, DataError
-from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder
+from fedrecall.simulations.data.cache import check_folder, new_folder
 from fedrecall.simulations.data.known import KNOWN
+from fedrecall.simulations.data.places import cache_folder
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"

@@ -38,11 +38,16 @@ def read_items(
     """
     wanted = {"item-id": columns.item, "title": columns.title, "categories": columns.categories}
     table = read_table(path, {r: c for r, c in wanted.items() if c is not None}, layout, progress)
+    return items_of(path.name, table, columns.category_separator)
+
+
+def items_of(name: str, table: Table, category_separator: str) -> ItemFile:
+    """Return the items of ``table`` (roles ``item-id``, ``title``, ``categories``) as ``read_items`` does."""
     count = len(table.lines)
     titles = table.columns["title"].to_pylist() if "title" in table.columns else [None] * count
     texts = table.columns["categories"].to_pylist() if "categories" in table.columns else [None] * count
-    categories = [split_categories(text, columns.category_separator) for text in texts]
-    return collect_items(path.name, table, titles, categories)
+    categories = [split_categories(text, category_separator) for text in texts]
+    return collect_items(name, table, titles, categories)
 
 
 def collect_items(name: str, table: Table, titles: list[str | None], categories: list[tuple[str, ...]]) -> ItemFile:

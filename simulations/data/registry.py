@@ -1,55 +1,19 @@
-"""Data sets by name: what there is, and loading one."""
+"""Loading a data set by its name."""
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.build import CatalogueChoice, build_dataset
-from fedrecall.simulations.data.cache import cache_folder, check_folder, sha256_of_files
+from fedrecall.simulations.data.cache import check_folder, sha256_of_files
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.fetch import fetch_dataset
-from fedrecall.simulations.data.importer import imported_folder, imported_names, read_imported
+from fedrecall.simulations.data.importing.importer import read_imported
 from fedrecall.simulations.data.known import KNOWN
+from fedrecall.simulations.data.places import cache_folder, imported_folder, imported_names
 from fedrecall.simulations.data.readers import read_known
 from fedrecall.simulations.data.synthetic import synthetic_dataset
-
-
-def list_datasets() -> list[dict[str, Any]]:
-    """Return one row a data set: name, description, counts where known, source, terms, and what is cached."""
-    rows = [
-        known.as_dict(name) | {"cached": (cache_folder() / name).is_dir(), "imported": False}
-        for name, known in KNOWN.items()
-    ]
-    rows.append(
-        {
-            "name": "synthetic",
-            "description": "generated: tastes, popularity and order",
-            "users": 600,
-            "items": 400,
-            "interactions": None,
-            "source": "generated, needs nothing",
-            "terms": "none",
-            "cached": False,
-            "imported": False,
-        }
-    )
-    rows += [
-        {
-            "name": name,
-            "description": "imported",
-            "users": None,
-            "items": None,
-            "interactions": None,
-            "source": "fedrecall data import",
-            "terms": "yours",
-            "cached": True,
-            "imported": True,
-        }
-        for name in imported_names()
-    ]
-    return rows
 
 
 def load_dataset(

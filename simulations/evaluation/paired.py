@@ -1,16 +1,19 @@
 """Paired comparison of two evaluations over the same users: differences, not two separate error bars."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from fedrecall.protocol.errors import UsageError
-from fedrecall.simulations.evaluation.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from fedrecall.simulations.evaluation.evaluate import Evaluation  # loads torch, which comparing runs does not need
 
 RESAMPLES = 10_000
 
 
-def compare_paired(a: Evaluation, b: Evaluation, metric: str, *, rng: np.random.Generator) -> dict[str, float]:
+def compare_paired(a: "Evaluation", b: "Evaluation", metric: str, *, rng: np.random.Generator) -> dict[str, float]:
     """Compare ``a`` with ``b`` user by user in ``metric``, one of their ``per_user`` names.
 
     Returns what ``paired_difference`` does.
@@ -48,6 +51,8 @@ def paired_difference(
     """
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise UsageError(f"values of shapes {a.shape} and {b.shape}: a pair needs one value a user, of the same users")
+    from scipy import stats  # takes a second to load
+
     differences = a - b
     n = len(differences)
     low, high = np.quantile(_bootstrap_means(differences, rng), [0.025, 0.975])

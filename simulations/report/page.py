@@ -8,10 +8,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.files import write_atomic
 from fedrecall.simulations.report import words
-from fedrecall.simulations.report.pictures import Line, bar_chart, line_chart, paired_bars, stacked_bars
-from fedrecall.simulations.report.spending import shared_lines, tell
+from fedrecall.simulations.report.lines import Line, shared_lines, tell
+from fedrecall.simulations.report.pictures import bar_chart, line_chart, paired_bars, stacked_bars, standalone
 
 _RIVALS = {
     "most_popular": "most popular",
@@ -153,17 +154,30 @@ def _pictures(run: Mapping[str, Any]) -> dict[str, Any]:
     return pictures
 
 
+def baseline_svg(run: Mapping[str, Any], metric: str) -> str:
+    """Return an SVG file of a metric: the run beside every baseline that has it; raises UsageError for another."""
+    if metric not in run["metrics"]:
+        raise UsageError(f"metric is {metric!r}: this run has {', '.join(run['metrics'])}")
+    svg, _ = _bars(run, metric)
+    return standalone(svg, f"{metric} on {run['dataset']['name']}, {run['evaluation']['protocol']}, test")
+
+
+def _bars(run: Mapping[str, Any], metric: str) -> tuple[Markup, dict[str, float]]:
+    """Return the bars of a metric, and the values that they show."""
+    values = {"this run": run["metrics"][metric]} | {
+        words.BASELINES.get(name, name): row[metric]
+        for name, row in run["baselines"].items()
+        if row and row.get(metric) is not None
+    }
+    alt = f"{metric}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return bar_chart(values, key="base-" + metric.replace("@", "-"), alt=alt, highlight="this run"), values
+
+
 def _baseline_pictures(run: Mapping[str, Any]) -> list[Picture]:
     """Draw one bar chart for each headline metric: the run beside every baseline that has it."""
     pictures = []
     for metric in _COMPARED:
-        values = {"this run": run["metrics"][metric]} | {
-            words.BASELINES.get(name, name): row[metric]
-            for name, row in run["baselines"].items()
-            if row and row.get(metric) is not None
-        }
-        alt = f"{metric}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        svg = bar_chart(values, key="base-" + metric.replace("@", "-"), alt=alt, highlight="this run")
+        svg, values = _bars(run, metric)
         rows = [[name, value] for name, value in values.items()]
         pictures.append(Picture(svg=svg, caption=metric, table=Table(head=["who", metric], rows=rows)))
     return pictures

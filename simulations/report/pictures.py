@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedrecall.simulations.report.lines import Line
+
 # Stand-ins that the SVG is drawn with, and the style-sheet variable that replaces each.
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _SERIES = ("#040404", "#050505", "#060606", "#070707")
@@ -48,16 +50,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": _MUTED,
     "text.color": _INK,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a chart: ``x`` and ``y`` have one length; ``steps`` holds a value until the next point."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    steps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from fedrecall.protocol.errors import CorruptArtefact, FedrecallError, UsageErro
 from fedrecall.protocol.files import read_bounded, remove_leftovers, write_atomic, write_json_atomic
 from fedrecall.simulations.config import RunConfig, load_config, to_toml
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.evaluation.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from fedrecall.simulations.evaluation.evaluate import Evaluation  # loads torch
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
 CONFIG, RUN_JSON, REPORT = "config.toml", "run.json", "report.html"
 PRIVATE = "private"
 _DATA = Path(PRIVATE) / "data.json"
-_PER_USER = Path(PRIVATE) / "per_user.npz"
+PER_USER = Path(PRIVATE) / "per_user.npz"
 _MAX_BYTES = 1 << 20
 
 
@@ -57,6 +59,32 @@ def choose_folder(config: RunConfig, out: Path | None, *, resume: bool) -> Path:
         raise UsageError(f"{folder} is not empty: add --resume to go on with the run in it, or choose another --out")
     _refuse_another(folder, config)
     return folder
+
+
+def resumed_settings(
+    out: Path | None,
+    path: Path | None = None,
+    preset: str | None = None,
+    overrides: list[str] | None = None,
+    **chosen: Any,
+) -> RunConfig:
+    """Return the configuration of a run that is to go on in ``out`` (the newest where ``None``).
+
+    It is the one that the run was started with and its data are where it read them, both as far as the arguments, which
+    are those of ``load_config``, do not say otherwise. Where no run was started, the arguments are all there is.
+    """
+    folder = LATEST if out is None else out
+    started = (folder / CONFIG).is_file()
+    if started and path is None and preset is None:
+        path = folder / CONFIG
+    config = load_config(path, preset, overrides, **chosen)
+    reference = read_data_reference(folder) if started else None
+    return config if reference is None or config.data.path is not None else located(config, reference.path)
+
+
+def located(config: RunConfig, path: Path | None) -> RunConfig:
+    """Return ``config`` with its data at ``path``."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
 
 
 def open_folder(folder: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -106,7 +134,7 @@ def read_data_reference(folder: Path) -> DataReference | None:
         raise CorruptArtefact(f"{path} cannot be read ({error}): name the data with --data-path") from error
 
 
-def save_per_user(folder: Path, found: Mapping[str, Evaluation]) -> None:
+def save_per_user(folder: Path, found: "Mapping[str, Evaluation]") -> None:
     """Keep every user's metrics, for paired comparisons; under ``private/`` alone."""
     arrays: dict[str, Any] = {"users": found["this run"].users}
     for name, evaluation in found.items():
@@ -114,7 +142,7 @@ def save_per_user(folder: Path, found: Mapping[str, Evaluation]) -> None:
         arrays |= {f"{prefix}{metric}": values for metric, values in evaluation.per_user.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomic(folder / _PER_USER, buffer.getvalue())
+    write_atomic(folder / PER_USER, buffer.getvalue())
 
 
 def _is_leftover(path: Path) -> bool:
@@ -158,7 +186,8 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
     if other:
         said = ", ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in other[:5])
         raise UsageError(
-            f"{folder} was started with another configuration ({said}): resume with the same, or choose another --out"
+            f"{folder} was started with another configuration ({said}): leave settings out to resume with its own, or "
+            "choose another --out"
         )
 
 

@@ -14,7 +14,15 @@ from fedrecall.protocol.files import read_bounded, write_json_atomic
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.manifest import read_manifest, read_verified
 from fedrecall.protocol.randomness import public_rng
-from fedrecall.server.recall.index import Kind, build_index, load_index, save_index, search_index, stated_recall
+from fedrecall.server.recall.index import (
+    Kind,
+    RecallIndex,
+    build_index,
+    load_index,
+    save_index,
+    search_index,
+    stated_recall,
+)
 from fedrecall.server.recall.release import ITEMS
 
 INDEX, SIDECAR = "items.faiss", "index.json"
@@ -50,8 +58,7 @@ def build_run_index(
     table, items_sha256 = _table(folder)
     asked = "given"
     if queries is None:
-        rows = public_rng(0, "index queries").permutation(len(table))[:_QUERIES]
-        queries, asked = table.vectors()[rows], "items"
+        queries, asked = _own_queries(table), "items"
     started = time.perf_counter()
     index = build_index(table, kind, progress=progress)
     seconds = time.perf_counter() - started
@@ -69,6 +76,27 @@ def build_run_index(
     }
     write_json_atomic(Path(folder) / SIDECAR, said)
     return said
+
+
+def replace_run_index(
+    folder: Path, kind: Kind | None = None, *, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
+    """Build the index of a run folder as ``build_run_index``, beside the one that was there.
+
+    Returns what that returns, and ``replaced``: ``kind`` and recalls of the index before, measured with the same
+    queries, or ``None`` where there was none of this item table; ``warning``: a sentence where the new one finds less.
+    """
+    before = _present(Path(folder))
+    said = build_run_index(folder, kind, progress=progress)
+    if before is None:
+        return said | {"replaced": None, "warning": None}
+    table, _ = _table(folder)
+    was = stated_recall(before, table, _own_queries(table))
+    lower = [name for name, recall in was.items() if said[name] < recall]
+    fell = " and ".join(f"{name} from {was[name]:.4f} to {said[name]:.4f}" for name in lower)
+    back = f"`fedrecall index build {folder} --kind {before.kind}` brings it back"
+    warning = f"{said['kind']} replaced {before.kind}, which found more of exact search ({fell}): {back}"
+    return said | {"replaced": {"kind": before.kind, **was}, "warning": warning if lower else None}
 
 
 def search_run_index(folder: Path, item: str, k: int) -> dict[str, Any]:
@@ -101,6 +129,22 @@ def _table(folder: Path) -> tuple[ItemTable, str]:
     manifest = read_manifest(folder)
     data = read_verified(folder, manifest, ITEMS)
     return ItemTable.from_bytes(data, what=str(Path(folder) / ITEMS)), manifest.files[ITEMS].sha256
+
+
+def _own_queries(table: ItemTable) -> Float32[np.ndarray, "queries dim"]:
+    """Return the vectors of items that are drawn publicly."""
+    rows = public_rng(0, "index queries").permutation(len(table))[:_QUERIES]
+    return table.vectors()[rows]
+
+
+def _present(folder: Path) -> RecallIndex | None:
+    """Return the whole index of this very item table that a folder has, ``None`` where it has none."""
+    _, items_sha256 = _table(folder)
+    try:
+        said = _sidecar(folder)
+        return load_index(folder / INDEX, sha256=said["sha256"]) if said["items_sha256"] == items_sha256 else None
+    except (UsageError, CorruptArtefact):
+        return None
 
 
 def _sidecar(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64
 
 from fedrecall.client.events.spelling import shape
 from fedrecall.protocol.errors import UsageError
@@ -14,9 +15,10 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.report.compare import read_run
-from fedrecall.simulations.runs.folder import check_recorded, read_config, read_data_reference
-from fedrecall.simulations.runs.recaller import ModelRecaller
-from fedrecall.simulations.runs.wiring import measure, prepare, recaller
+from fedrecall.simulations.runs.data import data_of
+from fedrecall.simulations.runs.folder import check_recorded, located, read_config, read_data_reference
+from fedrecall.simulations.runs.recaller import ModelRecaller, released
+from fedrecall.simulations.runs.wiring import measure, split_of
 from fedrecall.simulations.training.loop import load_towers
 from fedrecall.simulations.training.world import Progress
 
@@ -24,9 +26,21 @@ _BECAUSE_OF = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Opened:
-    """A finished run with its data."""
+class Finished:
+    """A finished run with its data.
 
+    Attributes:
+        folder: of the run.
+        run: its ``run.json``.
+        config: its configuration.
+        dataset: its data.
+        split: of them.
+        items: the released item table, checked against the manifest.
+        model: the release as its devices use it.
+    """
+
+    folder: Path
+    run: dict[str, Any]
     config: RunConfig
     dataset: Dataset
     split: Split
@@ -53,8 +67,7 @@ def evaluate_run(
         UsageError: no finished run, or its data is not where it was, or other data.
         CorruptArtefact: the release is not what its manifest says, or the configuration is not the run's.
     """
-    run = read_run(folder)
-    opened = _open(folder, run, data_path, progress)
+    opened = open_finished(folder, progress, data_path=data_path)
     found = measure(opened.model, opened.dataset, opened.split, split, opened.config, progress)
     return {
         "run": str(folder),
@@ -62,7 +75,7 @@ def evaluate_run(
         "users": len(found.users),
         "metrics": found.metrics,
         "groups": {name: asdict(group) for name, group in found.groups.items()},
-        "as_recorded": found.metrics == run["metrics" if split == "test" else "validation"],
+        "as_recorded": found.metrics == opened.run["metrics" if split == "test" else "validation"],
     }
 
 
@@ -82,19 +95,21 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
         UsageError: no such user (nobody else is named), or as ``evaluate_run``.
         CorruptArtefact: as ``evaluate_run``.
     """
-    opened = _open(folder, read_run(folder), data_path, progress)
+    return recommended(open_finished(folder, progress, data_path=data_path), user, k)
+
+
+def recommended(opened: Finished, user: str, k: int) -> dict[str, Any]:
+    """Return what ``recommend`` does, of a run that is open."""
     ids = opened.dataset.user_ids
     if user not in ids:
         hint = f"their identifiers look like {shape(ids[0])!r} (letters as a, digits as 9)"
         raise UsageError(f"--user is {user!r}, who is not among the {len(ids)} users of this run's data: {hint}")
     row = np.array([ids.index(user)])
-    context = opened.split.test_context
-    history = context.history(int(row[0]))
-    left_out = [np.unique(history)] if opened.split.repeats == "mask" else None
-    found, scores = opened.items.search(opened.model.queries(row, context), k, left_out)
+    history = opened.split.test_context.history(int(row[0]))
+    found, scores = lists_of(opened, row, k)
     catalogue = opened.dataset.catalogue
     return {
-        "run": str(folder),
+        "run": str(opened.folder),
         "user": user,
         "repeats": opened.split.repeats,
         "items": [
@@ -108,8 +123,26 @@ def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path:
     }
 
 
-def _open(folder: Path, run: dict[str, Any], data_path: Path | None, progress: Progress) -> _Opened:
-    """Load configuration, release and data of a finished run, and check that they belong together."""
+def lists_of(
+    opened: Finished, users: Int64[np.ndarray, "users"], k: int
+) -> tuple[Int32[np.ndarray, "users k"], Float32[np.ndarray, "users k"]]:
+    """Return the ``k`` best items of each device, its own left out unless the run recommends repeats, and their scores.
+
+    As ``ItemTable.search``: item -1 where no more are left. A device knows the events before its test target.
+    """
+    context = opened.split.test_context
+    masked = opened.split.repeats == "mask"
+    own = [np.unique(context.history(user)) for user in users.tolist()] if masked else None
+    return opened.items.search(opened.model.queries(users, context), k, own)
+
+
+def open_finished(folder: Path, progress: Progress, *, data_path: Path | None = None) -> Finished:
+    """Load configuration, release and data of a finished run, and check that they belong together.
+
+    Raises:
+        UsageError, CorruptArtefact: as ``evaluate_run``.
+    """
+    run = read_run(folder)
     config = read_config(folder)
     check_recorded(folder, config, run.get("config"))
     release = load_release(folder)
@@ -117,10 +150,13 @@ def _open(folder: Path, run: dict[str, Any], data_path: Path | None, progress: P
     path = data_path or (reference.path if reference else None)
     if data_path is None and path is not None and not path.is_dir():
         raise UsageError(f"the data of {folder} was in {path}, which is not there: say where with --data-path")
-    config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
-    dataset, split, world = prepare(config, progress)
+    config = located(config, path)
+    dataset = data_of(folder, config, progress)
     if dataset.sha256 != run["dataset"]["sha256"]:
         raise UsageError(f"{config.data.name} is not the data that {folder} was made with: name it with --data-path")
     towers = load_towers(folder, release.manifest.round) if config.local.tower_learning_rate else None
-    model = recaller(world, release.model, release.items, towers, name=str(folder))
-    return _Opened(config=config, dataset=dataset, split=split, items=release.items, model=model)
+    split, _, shape = split_of(config, dataset)
+    model = released(config, shape, release.model, release.items, towers, name=str(folder))
+    return Finished(
+        folder=folder, run=run, config=config, dataset=dataset, split=split, items=release.items, model=model
+    )

@@ -13,7 +13,10 @@ from fedrecall.client.recall.retrieval import fresh_towers, query_vectors, share
 from fedrecall.client.training.cohort import Towers
 from fedrecall.models.recall import ITEM_ID, initial_arrays
 from fedrecall.models.shape import ModelShape
+from fedrecall.protocol.item_table import ItemTable
 from fedrecall.protocol.randomness import derive_seed
+from fedrecall.protocol.records import Arrays
+from fedrecall.simulations.config import RunConfig
 
 
 def item_vectors(arrays: Mapping[str, np.ndarray], features: np.ndarray | None) -> Float32[np.ndarray, "items dim"]:
@@ -75,3 +78,18 @@ class ModelRecaller:
         """Score every item for ``users`` (see ``Recaller``)."""
         scores: Float32[np.ndarray, "batch items"] = self.queries(users, context) @ self.vectors.T
         return scores
+
+
+def released(
+    config: RunConfig, shape: ModelShape, arrays: Arrays, table: ItemTable, towers: Towers | None, *, name: str
+) -> ModelRecaller:
+    """Return a released model as devices use it: shared arrays, item table, and towers that rounds trained."""
+    return ModelRecaller(
+        name=name,
+        arrays=arrays,
+        vectors=table.vectors(),
+        shape=shape,
+        personal=config.personal,
+        towers=towers,
+        seed=config.seed,
+    )

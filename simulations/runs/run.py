@@ -22,12 +22,14 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.splits import Split
 from fedrecall.simulations.evaluation.evaluate import evaluate
-from fedrecall.simulations.report import write_report
 from fedrecall.simulations.report.compare import read_run
+from fedrecall.simulations.report.page import write_report
 from fedrecall.simulations.runs.ablation import measure_ablation
+from fedrecall.simulations.runs.data import data_of, keep_data
 from fedrecall.simulations.runs.folder import PRIVATE, REPORT, RUN_JSON, choose_folder, open_folder, save_per_user
 from fedrecall.simulations.runs.index import build_run_index
 from fedrecall.simulations.runs.log import LoggedProgress
+from fedrecall.simulations.runs.promises import privacy_section
 from fedrecall.simulations.runs.recaller import ModelRecaller, item_vectors
 from fedrecall.simulations.runs.rivals import NAMES, measure_rivals
 from fedrecall.simulations.runs.sections import (
@@ -35,10 +37,10 @@ from fedrecall.simulations.runs.sections import (
     dataset_section,
     evaluation_section,
     long_tail,
-    privacy_section,
     versions,
 )
-from fedrecall.simulations.runs.wiring import measure, prepare, recaller
+from fedrecall.simulations.runs.wiring import measure, recaller, world_of
+from fedrecall.simulations.tracking.callback import Callback
 from fedrecall.simulations.training.collect import Engine
 from fedrecall.simulations.training.loop import Trained, Validate, train
 from fedrecall.simulations.training.world import Progress, World
@@ -54,11 +56,15 @@ def run(
     resume: bool = False,
     progress: Progress,
     engine: Engine | None = None,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Run ``config`` into the folder ``out`` and return the content of its ``run.json``.
 
     A finished folder is returned as it is with ``resume``; an unfinished one goes on from its last checkpoint, and
-    one that does not exist yet is started. ``engine`` replaces the configured one.
+    one that does not exist yet is started. ``engine`` replaces the configured one, and ``dataset`` the data that the
+    configuration names; it is kept in the folder's ``private/``, so that everything else finds it there. ``callbacks``
+    are told how it goes.
 
     Raises:
         UsageError: ``out`` holds a run and ``resume`` is not set, or a run of another configuration or other data.
@@ -69,12 +75,22 @@ def run(
         return read_run(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    dataset, split, world = prepare(config, progress)
+    given, dataset = dataset, dataset or data_of(out, config, progress)
+    split, world = world_of(config, dataset, progress)
     open_folder(out, config, dataset)
+    if given is not None:
+        keep_data(out, given)
     progress = LoggedProgress(progress, out / "logs" / "run.log")
 
+    for callback in callbacks:
+        callback.begin(config.published())
+
+    def watch(row: Mapping[str, Any]) -> None:
+        for callback in callbacks:
+            callback.measured(row)
+
     validate = _validation(world, dataset, split)
-    trained = train(world, out, resume=resume, validate=validate, progress=progress, engine=engine)
+    trained = train(world, out, resume=resume, validate=validate, progress=progress, engine=engine, watch=watch)
     release = released_files(out, world, dataset.catalogue.ids, trained)
     # What was released is measured, not what is still in memory.
     model = recaller(world, release.model, release.items, trained.towers, name="this run")
@@ -115,6 +131,8 @@ def run(
     write_report(result, out / REPORT)
     write_json_atomic(out / RUN_JSON, result)
     progress("report", 1, 1)
+    for callback in callbacks:
+        callback.end(result)
     return result
 
 

@@ -3,17 +3,13 @@
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import fedrecall
-from fedrecall.privacy.accounting.accounting import account, after_windows
-from fedrecall.privacy.accounting.delta import delta_warning
-from fedrecall.protocol.plan import Mechanism, Plan
+from fedrecall.protocol import VERSION
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.order import order_of, warning_of
 from fedrecall.simulations.data.splits import BY_ORDER, Split, Targets, of_known_items, of_new_items, of_new_users
@@ -29,8 +25,6 @@ _CONTEXT = {
     "random": "all events of the device but those held out for the test",
     "given": "the device's events in the training and validation files",
 }
-
-_WINDOWS = (1, 12)
 
 
 def dataset_section(dataset: Dataset, protocol: str) -> dict[str, Any]:
@@ -93,41 +87,6 @@ def _by_novelty(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
     return found
 
 
-def privacy_section(plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
-    """Return what was released, and against whom it is bounded: in one window, and in more where the plan renews."""
-    renewed = () if plan.renews == "never" else _WINDOWS
-    windows = {str(count): [asdict(row) for row in after_windows(plan, count)] for count in renewed}
-    return {
-        "unit": plan.unit,
-        "trust": plan.trust,
-        "simulated": plan.simulated,
-        "delta": plan.delta,
-        "plan_sha256": plan.digest(),
-        "mechanisms": [mechanism_section(m) for m in plan.mechanisms],
-        "renews": plan.renews,
-        "adversaries": [asdict(row) for row in account(plan)],
-        "warnings": warnings_of(plan),
-        **({"windows": windows} if windows else {}),
-        "start": start,
-    }
-
-
-def warnings_of(plan: Plan) -> list[str]:
-    """Return what makes a plan's figures mean less than they seem to."""
-    warning = delta_warning(plan.delta, plan.devices) if any(m.noise_multiplier for m in plan.mechanisms) else ""
-    return [warning] if warning else []
-
-
-def mechanism_section(mechanism: Mechanism) -> dict[str, Any]:
-    """Return a mechanism; where its clip adapts, also what noise the sum and the count have of it."""
-    if mechanism.adaptive_clip is None:
-        return asdict(mechanism)
-    return asdict(mechanism) | {
-        "sum_noise_multiplier": mechanism.sum_noise_multiplier,
-        "count_noise_multiplier": mechanism.count_noise_multiplier,
-    }
-
-
 def long_tail(top: np.ndarray, split: Split, k: int) -> dict[str, list[float]]:
     """Return, by decile of training popularity, the share of training events and of recommended places."""
     counts = np.bincount(split.train.items, minlength=split.train.n_items)
@@ -176,7 +135,7 @@ def communication(world: World, trained: Trained, table_bytes: int) -> dict[str,
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the git revision of a source tree."""
-    found = {"fedrecall": fedrecall.__version__, "python": platform.python_version()}
+    found = {"fedrecall": VERSION, "python": platform.python_version()}
     for name in ("torch", "opacus", "numpy", "scipy", "faiss-cpu", "dp-accounting"):
         found[name] = metadata.version(name)
     root = Path(__file__).resolve().parents[2]

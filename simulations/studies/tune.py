@@ -24,9 +24,11 @@ from fedrecall.protocol.plan import Mechanism, Plan
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.simulations.config import RunConfig, parse_config, to_toml
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.report.pictures import Line, line_chart, standalone
+from fedrecall.simulations.report.lines import Line
+from fedrecall.simulations.report.pictures import line_chart, standalone
+from fedrecall.simulations.runs.data import load_data
 from fedrecall.simulations.runs.recaller import item_vectors
-from fedrecall.simulations.runs.wiring import load_data, measure, recaller, world_of
+from fedrecall.simulations.runs.wiring import measure, recaller, world_of
 from fedrecall.simulations.training.loop import train
 from fedrecall.simulations.training.plan import plan_for
 from fedrecall.simulations.training.world import Progress

@@ -13,7 +13,6 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from fedrecall.client.training.cohort import Towers
-from fedrecall.client.training.trainer import Device
 from fedrecall.privacy.ledger.ledger import Head, Ledger
 from fedrecall.privacy.mechanisms.correlated import CorrelatedNoise, coefficients
 from fedrecall.privacy.mechanisms.noise import NoiseSource, SeededNoise
@@ -78,12 +77,13 @@ def train(
     validate: Validate | None,
     progress: Progress,
     engine: Engine | None = None,
+    watch: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Trained:
     """Train to the plan's horizon in the folder ``out`` (``ledger.jsonl``, ``checkpoints/``, ``private/``).
 
     A killed training goes on from its last checkpoint with ``resume`` and ends with the same weights: coins, negatives
     and noise are functions of (seed, plan, round), and a round replayed with identical noise is charged once.
-    ``engine`` replaces the configured one.
+    ``engine`` replaces the configured one. ``watch`` is told of every row that the history gets.
 
     Raises:
         UsageError: ``resume`` with another configuration than the folder was started with.
@@ -126,6 +126,7 @@ def train(
             return
         clip = {"clip_norm": state.clip_norm} if plan.mechanism(ROUNDS).adaptive_clip else {}
         history.append({"round": state.round, **clip, **validate(state.round, state.released(), towers)})
+        watch(history[-1])
 
     def save(state: ServerState) -> None:
         if towers is not None:
@@ -235,6 +236,8 @@ def _cohort_collector(world: World, towers: Towers | None) -> Collect:
 
 
 def _device_collector(world: World, towers: Towers | None) -> Collect:
+    from fedrecall.client.training.trainer import Device  # Opacus takes seconds to load
+
     trainer = trainer_of(world)
     digest = world.plan.digest()
 

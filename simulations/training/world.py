@@ -3,15 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from fedrecall.client.events.store import EventStore
 from fedrecall.client.recall.retrieval import fresh_towers
 from fedrecall.client.training.cohort import Cohort, Towers
-from fedrecall.client.training.trainer import Trainer
 from fedrecall.models.recall import initial_arrays
 from fedrecall.models.shape import ModelShape
 from fedrecall.protocol.allow_list import shared_names
@@ -19,6 +18,11 @@ from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.plan import Plan
 from fedrecall.protocol.randomness import derive_seed
 from fedrecall.simulations.config import RunConfig
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    from fedrecall.client.training.trainer import Trainer
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,7 +45,7 @@ class World:
     store: EventStore
     features: np.ndarray | None
     shape: ModelShape
-    content: sparse.csr_array | None = None
+    content: "sparse.csr_array | None" = None
 
 
 def shape_of(config: RunConfig, n_items: int, n_features: int, n_types: int) -> ModelShape:
@@ -92,8 +96,10 @@ def cohort_of(world: World, *, workers: int = 1) -> Cohort:
     )
 
 
-def trainer_of(world: World) -> Trainer:
+def trainer_of(world: World) -> "Trainer":
     """Return the device path of a world."""
+    from fedrecall.client.training.trainer import Trainer  # Opacus takes seconds to load
+
     return Trainer(
         shape=world.shape,
         features=world.features,

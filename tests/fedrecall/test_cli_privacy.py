@@ -71,12 +71,12 @@ class TestCalibrate:
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            (["--cohort-size", "10"], "--devices"),
-            (["--cohort-size", "10", "--devices", "99", "--sample-rate", "0.1"], "no --sample-rate"),
+            (["--cohort-size", "10"], "give devices"),
+            (["--cohort-size", "10", "--devices", "99", "--sample-rate", "0.1"], "no sample_rate"),
             (["--sampling", "limited"], "participations is None"),
             (["--sampling", "limited", "--participations", "2", "--min-gap", "5", "--sample-rate", "0.2"], "lower it"),
             (["--sampling", "everyone", "--sample-rate", "0.5"], "with everyone taking part it is 1"),
-            (["--trust", "distributed"], "--min-survivors 0 must be above"),
+            (["--trust", "distributed"], "min_survivors is 0: it must be above"),
             (["--bands", "3"], "correlated noise needs sampling 'limited'"),
             (["--sampling", "fixed_size", "--cohort-size", "4", "--devices", "9", "--adjacency", "add_remove"], "make"),
         ],

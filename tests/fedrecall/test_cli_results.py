@@ -101,6 +101,28 @@ def test_the_index_is_built_searched_and_bound_to_its_table(released, capsys):
     assert "items.safetensors" in capsys.readouterr().err
 
 
+def test_an_index_that_finds_less_than_the_one_it_replaces_is_warned_of(released, capsys):
+    folder, _ = released
+    vectors = np.random.default_rng(6).standard_normal((4000, 8)).astype(np.float32)
+    crowded = ItemTable.from_vectors(vectors, [str(i) for i in range(4000)])
+    other = folder.parent / "crowded"
+    write_release(other, model={}, items=crowded, round=1, plan_digest="0" * 64, ledger_head=None, simulated=True)
+    assert answer(capsys, "index", "build", str(other))["replaced"] is None
+    assert call(["index", "build", str(other), "--kind", "ivf"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: ivf replaced flat" in err and "--kind flat" in err
+    again = answer(capsys, "index", "build", str(other), "--kind", "ivf")
+    assert again["replaced"]["kind"] == "ivf" and again["warning"] is None
+    assert again["replaced"]["recall@10"] == again["recall@10"] < 1.0
+    assert answer(capsys, "index", "build", str(other), "--kind", "flat")["warning"] is None
+    # The index of another item table is no measure of this one, and neither is a damaged one.
+    for name in ("items.faiss", "index.json"):
+        (folder / name).write_bytes((other / name).read_bytes())
+    assert answer(capsys, "index", "build", str(folder), "--kind", "sq8")["replaced"] is None
+    (folder / "items.faiss").write_bytes(b"")
+    assert answer(capsys, "index", "build", str(folder), "--kind", "sq8")["replaced"] is None
+
+
 def test_calibrate_meets_the_anchor_of_the_closed_form(capsys):
     """Epsilon 8 at delta 1e-5 is mu 1.666 (docs/privacy.md, anchors), so 4 releases need sigma 2 / 1.666."""
     found = answer(capsys, "privacy", "calibrate", "--epsilon", "8", "--delta", "1e-5", "--steps", "4")

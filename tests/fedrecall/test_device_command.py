@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+import fedrecall
 from fedrecall.cli.app import call
 from fedrecall.client.device.folder import DeviceFolder
+from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.item_table import ItemTable
+from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.lock import only_one
 from fedrecall.protocol.plan import Mechanism
 from fedrecall.protocol.tensors import pack
@@ -89,6 +92,36 @@ def test_a_life_of_a_device(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert answer(capsys, "ledger", device)["spent"]["ever"] == said["spent"]["ever"]
     assert answer(capsys, "init", device, "--invitation", place / "invitation.json")["budget"]["epsilon"] == 2.0
     assert answer(capsys, "ledger", device)["spent"]["ever"] == said["spent"]["ever"], "what is spent stays spent"
+
+
+def test_a_program_opens_a_device_and_gets_what_the_commands_say(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = fedrecall.Device(enrolled(capsys, place))
+    assert device.number == 3
+    report = device.ingest(place / "events.jsonl", time="time", event="type")
+    assert report["added"] == 6
+    columns = ("--time", "time", "--event", "type")
+    assert answer(capsys, "ingest", device.folder, place / "events.jsonl", *columns) == report | {"added": 0}
+    said = answer(capsys, "recommend", device.folder, "--release", place / "release", "--k", "4")
+    assert device.recommend(place / "release", 4) == said["items"]
+    assert device.recommend(place / "release" / "items.safetensors", 4) == said["items"]
+    assert json.loads(dumps(device.ledger())) == answer(capsys, "ledger", device.folder)
+    with pytest.raises(UsageError, match="another plan"):
+        device.recommend(place / "foreign")
+    (place / "empty").mkdir(mode=0o700)
+    with pytest.raises(UsageError, match="no device"):
+        fedrecall.Device(place / "empty")
+
+
+def test_a_program_reads_the_ledger_that_counts_a_device_its_home_s(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(capsys, "home", place / "me", *BUDGET)
+    answer(capsys, "init", place / "me" / "shop", "--invitation", place / "invitation.json")
+    device = fedrecall.Device(place / "me" / "shop")
+    assert not (device.folder / "ledger.jsonl").exists()
+    assert json.loads(dumps(device.ledger())) == answer(capsys, "ledger", device.folder)
 
 
 def test_texts_for_people_say_what_to_do_next(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

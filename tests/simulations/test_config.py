@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrecall.protocol.errors import ConfigError
-from fedrecall.simulations.config import RunConfig, load_config, parse_config, preset_names, to_toml
+from fedrecall.simulations.config import RunConfig, load_config, parse_config, to_toml
+from fedrecall.simulations.presets.names import preset_names
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -48,6 +48,23 @@ def read_arrow(path: Path, wanted: Mapping[str, Column], rows: Rows, told: Told,
         raise DataError(f"{path.name} is not a readable Arrow file ({_first(error)}): write it again") from error
 
 
+def read_frame(frame: pa.Table, wanted: Mapping[str, Column], where: str, rows: Rows) -> tuple[str, ...]:
+    """Read the wanted columns of a table in memory, as ``read_parquet`` does."""
+    chosen = _choose(frame.schema, wanted, where, rows)
+    return _read(iter(frame.to_batches()), chosen, rows, where, frame.schema, lambda _: None)
+
+
+def columns_of(schema: pa.Schema) -> list[str]:
+    """Return the names of all columns, and dotted ones of the fields in them."""
+    return [*schema.names, *_inside(schema)]
+
+
+def _inside(schema: pa.Schema) -> dict[str, str]:
+    """Return the dotted names of all fields in columns, each with its column; a column of that very name goes first."""
+    found = {f"{column.name}.{path}": column.name for column in schema for path in _paths(column.type)}
+    return {path: top for path, top in found.items() if path not in schema.names}
+
+
 def _paths(kind: pa.DataType) -> list[str]:
     """Return the dotted names of the fields in a type, through lists."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -67,12 +84,12 @@ def _choose(
 ) -> dict[str, tuple[str, str | None]]:
     """Return the top column of each role, and the dotted name within it, if any."""
     names = list(schema.names)
-    inside = [(f"{column.name}.{path}", column.name) for column in schema for path in _paths(column.type)]
-    paths = {path: top for path, top in inside if path not in names}
+    paths = _inside(schema)
     known = [*names, *paths]
     positions = resolve_columns(known, len(names), wanted, where, header=False)
     refuse_shared(wanted, [known[p] for p in positions])
-    if twice := next((known[p] for p in positions if names.count(known[p]) > 1), None):
+    tops = [paths.get(known[p], known[p]) for p in positions]
+    if twice := next((top for top in tops if names.count(top) > 1), None):
         raise DataError(f"{where} has several columns named {twice!r}: write it with a name for each")
     if watched := watched_column(names, wanted):
         rows.watch(watched)
@@ -139,7 +156,8 @@ def _text(column: pa.Array) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
         return _text(column.storage)
     if pa.types.is_dictionary(kind):
-        return _text(column.dictionary_decode())
+        # Its values first: Arrow decodes no dictionary of the kind that polars hands over.
+        return _text(column.dictionary).take(column.indices)
     if _moments(kind):
         return pc.cast(_seconds(column), pa.string())
     if pa.types.is_floating(kind):

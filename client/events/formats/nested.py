@@ -80,13 +80,14 @@ def split_items(
 ) -> tuple[dict[str, pa.Array], Int64[np.ndarray, " events"], tuple[int, int]]:
     """Return columns and lines with one row for each item of a field, and how many lines held how many items.
 
-    Brackets around a list and quotes around an item are no part of it.
+    Brackets around a list and quotes around an item are no part of it. An item without text is null.
     """
     bare = pc.utf8_trim(columns["item"], _QUOTES)
     parts = pc.split_pattern(pc.fill_null(bare, ""), separator)
     sizes = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
     rows = pa.array(np.repeat(np.arange(len(lines)), sizes))
     items = pc.utf8_trim(pc.list_flatten(parts), _QUOTES)
+    items = pc.if_else(pc.equal(items, ""), pa.scalar(None, pa.string()), items)
     out = {role: items if role == "item" else column.take(rows) for role, column in columns.items()}
     several = sizes > 1
     return out, lines[rows.to_numpy()], (int(several.sum()), int(sizes[several].sum()))

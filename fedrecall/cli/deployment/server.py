@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fedrecall.cli.console import FormatOption, Output, note, pairs, table
+from fedrecall.cli.options import PresetOption, Settings
 from fedrecall.protocol.errors import UsageError
 
 app = typer.Typer(
@@ -31,10 +32,8 @@ def init(
     devices: Annotated[int, typer.Option(min=1, help="Devices that the plan is for: noise and epsilon rest on it.")],
     address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices reach this server.")],
     config: Annotated[Path | None, typer.Option(help="A TOML file; without one the preset alone.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    preset: PresetOption = None,
+    override: Settings = None,
     item_id: Annotated[str, typer.Option(metavar="COL", help="Of the catalogue, by name or number.")] = "1",
     title: Annotated[str | None, typer.Option(metavar="COL", help="Of the catalogue; a year may end it.")] = None,
     categories: Annotated[str | None, typer.Option(metavar="COL", help="Of the catalogue, with | between.")] = None,

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedrecall.cli.chart import text_chart
 from fedrecall.cli.console import FormatOption, Output, table
+from fedrecall.cli.options import ConfigFile, DataPath, DatasetOption, PresetOption, Settings
 from fedrecall.cli.privacy import noise as privacy_noise
 from fedrecall.cli.privacy.noise import adversary_rows, shown
 from fedrecall.protocol.errors import UsageError
@@ -22,16 +23,14 @@ app.command()(privacy_noise.fit)
 
 @app.command()
 def plan(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; without one the preset alone.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from, user-eps8 by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name of `fedrecall data list`.")] = None,
-    data_path: Annotated[Path | None, typer.Option(help="The folder with the data set's files.")] = None,
+    config: ConfigFile = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_path: DataPath = None,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Enrolled devices; those of the data set if absent.")
     ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-c", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    override: Settings = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw epsilon by release into this SVG file.")] = None,
     format: FormatOption = "text",
 ) -> None:
@@ -39,8 +38,8 @@ def plan(
     from fedrecall.protocol.files import write_atomic
     from fedrecall.simulations.config import load_config
     from fedrecall.simulations.report.spending import spending, spending_svg
-    from fedrecall.simulations.runs.sections import warnings_of
-    from fedrecall.simulations.runs.wiring import load_data
+    from fedrecall.simulations.runs.data import load_data
+    from fedrecall.simulations.runs.promises import warnings_of
     from fedrecall.simulations.training.plan import plan_for
 
     output = Output(format)
@@ -94,7 +93,8 @@ def _spending(data: dict[str, Any]) -> list[Table | str]:
 
 
 def _chart(plan: "Plan", curves: dict[str, Any]) -> list[str]:
-    from fedrecall.simulations.report.spending import marks, shared_lines
+    from fedrecall.simulations.report.lines import shared_lines
+    from fedrecall.simulations.report.spending import marks
     from fedrecall.simulations.report.words import small
 
     lines = {line.name.replace(",\n", ", "): list(zip(line.x, line.y, strict=True)) for line in shared_lines(curves)}

@@ -42,42 +42,28 @@ def calibrate(
 ) -> None:
     """Find the noise multiplier with which so many releases spend this epsilon."""
     from fedrecall.privacy.accounting.accounting import cross_check
-    from fedrecall.privacy.accounting.calibration import fit_noise
-    from fedrecall.privacy.accounting.candidates import sound_adjacency
     from fedrecall.privacy.accounting.delta import delta_warning
-    from fedrecall.privacy.mechanisms.correlated import best_bands
-    from fedrecall.protocol.plan import Mechanism, Plan
+    from fedrecall.privacy.accounting.questions import plan
 
-    enrolled = devices or max(1, min_survivors)
-    if cohort_size is not None:
-        if devices is None or sample_rate is not None:
-            raise UsageError(f"--cohort-size {cohort_size} is a share of --devices: give both, and no --sample-rate")
-        sample_rate = cohort_size / devices
-    limited = sampling == "limited" or (sampling is None and participations is not None)
-    if limited and participations and min_gap:
-        sample_rate = sample_rate or 1 / max(min_gap, -(-steps // participations))
-        bands = bands or best_bands(steps, participations, min_gap)
-    rate = 1.0 if sample_rate is None else sample_rate
-    kind: Kind = sampling or ("limited" if limited else "everyone" if rate == 1.0 else "poisson")
-
-    release = Mechanism(
-        name="release",
-        sampling=kind,
-        sample_rate=rate,
-        clip_norm=1.0,
-        steps=steps,
-        adjacency=adjacency or sound_adjacency(unit, trust, kind),
-        participations=participations,
-        min_gap=min_gap,
-        bands=bands or 1,
-        min_survivors=min_survivors,
-    )
-    plan = Plan(unit=unit, trust=trust, delta=delta, devices=enrolled, mechanisms=(release,), colluders=colluders)
-    if trust == "distributed" and min_survivors <= colluders:
-        raise UsageError(f"--min-survivors {min_survivors} must be above --colluders {colluders}: they share the noise")
     output = Output(format)
     with output.working():
-        found = fit_noise(plan, epsilon, {release.name: 1.0})
+        found = plan(
+            delta=delta,
+            steps=steps,
+            epsilon=epsilon,
+            sampling=sampling,
+            sample_rate=sample_rate,
+            cohort_size=cohort_size,
+            devices=devices,
+            participations=participations,
+            min_gap=min_gap,
+            bands=bands,
+            unit=unit,
+            trust=trust,
+            adjacency=adjacency,
+            min_survivors=min_survivors,
+            colluders=colluders,
+        )
         multiplier = found.mechanisms[0].noise_multiplier
         checks = cross_check(found)
         data: dict[str, Any] = {
@@ -172,7 +158,7 @@ def adversary_rows(plan: "Plan") -> list[dict[str, Any]]:
 def shown(plan: "Plan", adversaries: list[dict[str, Any]], warnings: Sequence[str] = ()) -> list[Table | str]:
     """Return a plan's releases and bounds for people."""
     from fedrecall.simulations.report.words import bounds, sampler, settings
-    from fedrecall.simulations.runs.sections import mechanism_section
+    from fedrecall.simulations.runs.promises import mechanism_section
 
     head = ["name", "steps", "who takes part", "clip_norm", "noise_multiplier", "adjacency"]
     rows = [

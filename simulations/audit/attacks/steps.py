@@ -18,7 +18,7 @@ from fedrecall.simulations.audit.attacks.settings import Setting, settings_of
 from fedrecall.simulations.audit.attacks.updates.on_attributes import ATTRIBUTE, attack_attributes, attack_queries
 from fedrecall.simulations.audit.attacks.updates.on_updates import MEMBERSHIP, RECONSTRUCTION, attack_updates
 from fedrecall.simulations.audit.watching.attempt import Attempt
-from fedrecall.simulations.runs.wiring import load_data
+from fedrecall.simulations.runs.data import load_data
 from fedrecall.simulations.training.world import Progress, World, in_process
 
 __all__ = ["MODELS", "SHARES", "Step", "attack_steps", "in_time"]
@@ -43,11 +43,20 @@ _TIMED = 120
 Left = Callable[[], float]
 """Seconds that are left."""
 
+Groups = Mapping[str, tuple[str, ...]]
+
 Step = Callable[[], list[Attempt]]
 
 
 def attack_steps(
-    world: World, arrays: Arrays, seed: int, budget_s: float, progress: Progress, *, models: int = MODELS
+    world: World,
+    arrays: Arrays,
+    seed: int,
+    budget_s: float,
+    progress: Progress,
+    *,
+    models: int = MODELS,
+    groups: Groups | None = None,
 ) -> dict[str, Step]:
     """Return the attacks by kind, to be made in this order: as each adversary, and as if each defence were missing.
 
@@ -61,12 +70,14 @@ def attack_steps(
         budget_s: seconds; attacks that have begun are finished, so that it may take a little longer.
         progress: told of every step.
         models: shadow models of each membership attack, at most; fewer where the time is over.
+        groups: attributes of the users, as ``Dataset.groups``; read with the data that the configuration names if
+            absent.
     """
     world = in_process(world)  # of what attacks train, shadow models and poisoned ones, the weights alone matter
     settings, worlds = settings_of(world), variants(world)
     kinds: dict[str, Callable[[Left], Iterator[Attempt]]] = {
         "updates": lambda left: _updates(settings, arrays, seed, left, progress),
-        "attributes": lambda left: _attributes(world, arrays, settings, seed, left, progress),
+        "attributes": lambda left: _attributes(world, groups, arrays, settings, seed, left, progress),
         "lists and times": lambda left: _lists_and_times(world, arrays, seed, left, progress),
         "models": lambda left: _models(worlds, models, seed, left, progress),
         "models by defence": lambda left: _defended_models(worlds, models, seed, left, progress),
@@ -139,6 +150,7 @@ def _training(worlds: Mapping[str, World], seed: int, left: Left, progress: Prog
 
 def _attributes(
     world: World,
+    groups: Groups | None,
     arrays: Arrays,
     settings: Sequence[Setting],
     seed: int,
@@ -148,7 +160,7 @@ def _attributes(
     """Yield attribute inference from queries, and from every setting in which one device's update is seen."""
     unit = world.plan.unit
     try:
-        groups = load_data(world.config, lambda *_: None).groups
+        groups = load_data(world.config, lambda *_: None).groups if groups is None else groups
     except FedrecallError as error:
         yield not_tested(ATTRIBUTE, "server", unit, f"the data set with the attributes cannot be read: {error}")
         return

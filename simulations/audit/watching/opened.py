@@ -10,8 +10,9 @@ from fedrecall.simulations.config import RunConfig
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
 from fedrecall.simulations.report.compare import read_run
-from fedrecall.simulations.runs.folder import check_recorded, read_config, read_data_reference
-from fedrecall.simulations.runs.wiring import prepare
+from fedrecall.simulations.runs.data import data_of
+from fedrecall.simulations.runs.folder import check_recorded, located, read_config, read_data_reference
+from fedrecall.simulations.runs.wiring import world_of
 from fedrecall.simulations.training.plan import plan_for
 from fedrecall.simulations.training.world import Progress, World, shape_of
 
@@ -52,15 +53,16 @@ def open_run(folder: Path, *, attach: bool, data_path: Path | None, progress: Pr
     check_recorded(folder, config, run.get("config"))
     reference = read_data_reference(folder)
     path = data_path or (reference.path if reference else None)
-    located = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+    config_there = located(config, path)
     missing = ""
     if attach and reference is None and data_path is None:
         missing = "the folder does not say where its data are"
     else:
         try:
-            dataset, _, world = prepare(located, progress)
+            dataset = data_of(folder, config_there, progress)
+            _, world = world_of(config_there, dataset, progress)
             if dataset.sha256 == run["dataset"]["sha256"]:
-                return Opened(folder=folder, run=run, config=located, world=world, dataset=dataset, missing=None)
+                return Opened(folder=folder, run=run, config=config_there, world=world, dataset=dataset, missing=None)
             missing = "the data found are not those that the run was made with"
         except FedrecallError as error:
             missing = str(error)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fedrecall
 from fedrecall.cli.app import call
 from fedrecall.protocol.errors import CorruptArtefact, UsageError
 from fedrecall.simulations.audit import run_audit
@@ -39,7 +40,7 @@ def run(made: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def audit(folder: Path, **options: Any) -> dict[str, Any]:
-    return run_audit.audit_run(folder, progress=lambda *_: None, **options)
+    return fedrecall.audit(folder, **options)
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, str]:

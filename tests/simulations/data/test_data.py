@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fedrecall.protocol.errors import ConfigError, DataError
 from fedrecall.simulations.data.build import k_core_events
 from fedrecall.simulations.data.describe import describe, gini
-from fedrecall.simulations.data.registry import list_datasets, load_dataset
+from fedrecall.simulations.data.places import list_datasets
+from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset
 
 Find = Callable[[str], Path]

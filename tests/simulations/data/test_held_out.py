@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrecall.protocol.errors import ConfigError, DataError
-from fedrecall.simulations.data.import_spec import ImportSpec
-from fedrecall.simulations.data.importer import import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import make_split, split_given, split_loo, split_random, split_temporal
 

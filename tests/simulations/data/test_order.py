@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedrecall.client.events.store import EventStore
-from fedrecall.simulations.data.import_spec import ImportSpec
-from fedrecall.simulations.data.importer import import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.order import order_of, warning_of
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.synthetic import synthetic_dataset

@@ -56,6 +56,7 @@ def test_accuracy_metrics_equal_a_loop_for_every_user(name, k):
     np.testing.assert_allclose(getattr(m, name)(ranks, offsets, k), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore")  # of ranx' own sources, when Python first compiles them
 @pytest.mark.slow  # numba compiles ranx for 20 to 40 seconds
 def test_accuracy_metrics_equal_ranx():
     from ranx import Qrels, Run, evaluate

@@ -11,11 +11,11 @@ import pytest
 from fedrecall.privacy.accounting.gaussian import gaussian_epsilon
 from fedrecall.protocol.jsontext import dumps
 from fedrecall.protocol.plan import AdaptiveClip, Mechanism, Plan
-from fedrecall.simulations.report import words, write_report
-from fedrecall.simulations.report.page import render
+from fedrecall.simulations.report import words
+from fedrecall.simulations.report.page import render, write_report
 from fedrecall.simulations.report.pictures import Interval, interval_chart
 from fedrecall.simulations.report.spending import marks, spending, spending_svg
-from fedrecall.simulations.runs.sections import privacy_section
+from fedrecall.simulations.runs.promises import privacy_section
 
 from .invented_run import example_run
 

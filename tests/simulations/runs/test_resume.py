@@ -5,7 +5,9 @@ Real processes, real signals.
 
 import json
 import random
+import re
 import resource
+import shlex
 import shutil
 import signal
 import time
@@ -110,8 +112,10 @@ def test_ctrl_c_names_the_command_that_goes_on_and_loses_nothing(whole, tmp_path
     folder = latest.resolve()
     assert not (folder / "run.json").exists() and not leftovers(folder)
     assert_never_less(folder)
-    assert f"--out runs/{folder.name} --resume`" in err
-    small_run(folder, *SETTINGS, resume=True)
+    (named,) = re.findall(r"`(fedrecall run [^`]*)`", err)
+    assert named == f"fedrecall run --resume --out runs/{folder.name}"
+    code, _, err = end(start_cli(*shlex.split(named)[1:], cwd=tmp_path))
+    assert code == 0, err
     assert_as_if_nothing_happened(folder, whole)
 
 

@@ -16,8 +16,8 @@ from fedrecall.protocol.plan import Plan
 from fedrecall.server.recall.release import load_release
 from fedrecall.server.training.checkpoint import load_latest
 from fedrecall.simulations.config import to_toml
-from fedrecall.simulations.data.import_spec import ImportSpec
-from fedrecall.simulations.data.importer import import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.runs.inspect import evaluate_run, recommend
 from fedrecall.simulations.runs.run import run
 from fedrecall.simulations.runs.wiring import prepare, recaller

@@ -179,6 +179,17 @@ def test_a_list_in_one_field_is_split_where_its_separator_is_said(tmp_path: Path
             clean(path)
 
 
+def test_items_of_a_list_are_tidied_as_those_of_a_field_of_their_own(tmp_path: Path) -> None:
+    rows = ["ann;1.0,NaN,2.0", "bob;2,,1", "cat;", "dan;3.0", "eve;1,"]
+    path = write(tmp_path / "log.csv", "\n".join(["u;i", *rows]) + "\n")
+    events = clean(path, columns=EventColumns(user="u", item="i"), layout=Layout(separator=";", item_separator=","))
+    wanted = [("ann", "1"), ("ann", "2"), ("bob", "2"), ("bob", "1"), ("dan", "3"), ("eve", "1")]
+    assert [(u, i) for u, i, _ in rows_of(events)] == wanted
+    assert dropped(events) == {"missing field": 4} and lines_of(events, "missing field") == [2, 3, 4, 6]
+    (about,) = events.report["files"]
+    assert about["missing_texts"] == 1 and about["respelled_ids"] == {"item": 3}
+
+
 @pytest.mark.parametrize("separator", ["|", ";", " "])
 def test_fields_that_look_like_lists_without_brackets_are_named(
     tmp_path: Path, rng: np.random.Generator, separator: str

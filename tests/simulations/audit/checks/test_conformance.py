@@ -17,7 +17,8 @@ from fedrecall.simulations.audit.checks.start_sensitivity import start_sensitivi
 from fedrecall.simulations.audit.planting.subjects import subject
 from fedrecall.simulations.audit.watching.attempt import Attempt
 from fedrecall.simulations.audit.watching.trial import Trial
-from fedrecall.simulations.config import load_config, preset_names
+from fedrecall.simulations.config import load_config
+from fedrecall.simulations.presets.names import preset_names
 from fedrecall.simulations.training.plan import plan_for
 
 

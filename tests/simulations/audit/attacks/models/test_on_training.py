@@ -17,8 +17,8 @@ from fedrecall.simulations.audit.attacks.models.fakes import (
 from fedrecall.simulations.audit.attacks.models.on_training import attack_training
 from fedrecall.simulations.audit.attacks.models.promotion import defended, hold_out, outcome, started, train_poisoned
 from fedrecall.simulations.audit.attacks.robust import aggregate
-from fedrecall.simulations.data.import_spec import ImportSpec
-from fedrecall.simulations.data.importer import import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.runs.recaller import item_vectors
 from fedrecall.simulations.runs.wiring import prepare
 from fedrecall.simulations.training.loop import train

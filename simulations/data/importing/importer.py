@@ -14,25 +14,15 @@ from fedrecall.client.events.store import EventStore
 from fedrecall.client.events.tables import Progress
 from fedrecall.protocol.errors import DataError
 from fedrecall.protocol.files import write_json_atomic
-from fedrecall.simulations.data.cache import cache_folder, check_folder, new_folder, sha256_of_files
-from fedrecall.simulations.data.import_spec import NAME, ImportSpec
+from fedrecall.simulations.data.cache import check_folder, new_folder, sha256_of_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
 from fedrecall.simulations.data.items import ItemColumns, ItemFile, read_items
 from fedrecall.simulations.data.order import order_of, warning_of
+from fedrecall.simulations.data.places import imported_folder
 from fedrecall.simulations.data.splits.repeats import remark_of, share_of_repeats
 
 EVENTS, USERS, ITEMS, REPORT = "events.parquet", "users.parquet", "items.parquet", "report.json"
 VERSION = 2
-
-
-def imported_folder(name: str) -> Path:
-    """Return where the imported data set ``name`` lies, or would."""
-    return cache_folder() / "imported" / name
-
-
-def imported_names() -> list[str]:
-    """Return the names of all imported data sets."""
-    root = cache_folder() / "imported"
-    return sorted(p.name for p in root.iterdir() if NAME.fullmatch(p.name)) if root.is_dir() else []
 
 
 def import_files(spec: ImportSpec, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What ``fedrecall data import`` is told."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from fedrecall.client.events.times import check_pattern
 from fedrecall.client.events.where import Condition
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.known import KNOWN
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from fedrecall.simulations.data.places import NAME
 
 
 @dataclass(frozen=True, kw_only=True)

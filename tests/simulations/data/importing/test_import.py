@@ -9,10 +9,11 @@ import pytest
 from fedrecall.protocol.errors import CorruptArtefact, DataError, FedrecallError
 from fedrecall.simulations.data.cache import check_folder, new_folder
 from fedrecall.simulations.data.describe import describe
-from fedrecall.simulations.data.import_spec import ImportSpec
-from fedrecall.simulations.data.importer import import_files, imported_folder
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.items import ItemColumns, read_items
-from fedrecall.simulations.data.registry import list_datasets, load_dataset
+from fedrecall.simulations.data.places import imported_folder, list_datasets
+from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import split_loo
 
 LOG = """\

@@ -1,0 +1,1 @@
+"""What a Python program uses; ``fedrecall`` itself names it all, and loads it when it is asked for."""
