@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedrecall.protocol.item_table import ItemTable
     from fedrecall.simulations.config import RunConfig, load_config
     from fedrecall.simulations.data.dataset import Dataset
-    from fedrecall.simulations.data.frames import dataset_from_frame
+    from fedrecall.simulations.data.importing.frames import dataset_from_frame
     from fedrecall.simulations.data.registry import load_dataset
     from fedrecall.simulations.tracking.callback import Callback
     from fedrecall.simulations.tracking.mlflow import MLflow
@@ -62,7 +62,7 @@ _HOMES = {
     "RunConfig": "fedrecall.simulations.config",
     "TensorBoard": "fedrecall.simulations.tracking.tensorboard",
     "audit": "fedrecall.api.run",
-    "dataset_from_frame": "fedrecall.simulations.data.frames",
+    "dataset_from_frame": "fedrecall.simulations.data.importing.frames",
     "load_config": "fedrecall.simulations.config",
     "load_dataset": "fedrecall.simulations.data.registry",
     "load_run": "fedrecall.api.run",

@@ -34,8 +34,15 @@ class DataConfig(_Section):
 
     name: str = Field("ml-100k", description="of `fedrecall data list`")
     path: Path | None = Field(None, description="folder of a known data set; otherwise the cache")
-    protocol: Literal["loo", "temporal", "ncf"] = Field(
-        "loo", description="held out: each device's last event; all after one date; the last, among sampled items"
+    protocol: Literal["loo", "temporal", "ncf", "random", "given"] = Field(
+        "loo",
+        description="held out: the last item that each device met for the first time; those after one date; the last, "
+        "among sampled items; one of each device, drawn; what an import's own files say",
+    )
+    repeats: Literal["mask", "recommend"] = Field(
+        "mask",
+        description="what a person has already: never recommended, never a target; 'recommend': again, where people "
+        "buy or play again",
     )
     catalogue: Literal["file", "rated"] = Field("file", description="'rated' is a benchmark convention")
     k_core: int = Field(0, ge=0, description="a benchmark convention; 0 keeps everybody")

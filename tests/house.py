@@ -11,7 +11,7 @@ FLOORS = {"fedrecall": 5, "simulations": 4, "client": 3, "server": 3, "models": 
 
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "fedrecall/cli": (
-        ("chart", "console", "options"),
+        ("chart", "console", "options", "reading"),
         ("data", "deployment", "doctor", "privacy", "results", "run", "tune"),
         ("audit", "index"),
         ("app",),

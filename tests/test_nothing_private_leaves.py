@@ -31,7 +31,8 @@ from fedrecall.protocol.tensors import pack
 from fedrecall.server.training.aggregation import mean_of, sum_updates
 from fedrecall.server.training.validation import schema_of
 from fedrecall.simulations.config import load_config
-from fedrecall.simulations.data.importer import ImportSpec, import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.runs.run import run
 

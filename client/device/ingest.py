@@ -22,22 +22,24 @@ def ingest(
     columns: EventColumns,
     layout: Layout | None = None,
     time_format: str | None = None,
+    keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Add the events of ``sources`` to the store of the device in ``folder``, all of them or, if anything fails, none.
 
     Args:
         folder: of an enrolled device.
-        sources: files of JSON lines, delimited text or Parquet.
+        sources: files of any layout that ``read_table`` knows.
         columns: where they hold what; a user column has no place here.
         layout: how they are written; found out if absent.
         time_format: as for ``parse_times``.
+        keep_duplicates: events that agree in item, type and time each count, as many as one file has.
         progress: told how far reading is.
 
     Returns:
         ``read``, ``clean`` (of known items and types, each once), ``added`` (those that were new), ``dropped`` by
-        reason, ``malformed_lines`` and ``dropped_lines`` (the first of each), ``unknown_event_types``, ``stored``
-        (events in the store now).
+        reason, ``malformed_lines`` and ``dropped_lines`` (the first of each), ``unknown_event_types``, ``files`` (how
+        each was read), ``times`` (the first and the last), ``warnings``, ``stored`` (events in the store now).
 
     Raises:
         DataError: others may read the folder; as reading and cleaning do, and as ``EventDatabase.add`` does.
@@ -53,18 +55,31 @@ def ingest(
         for path in sources
     ]
     # What a type weighs is applied when the store is read: it may change, the events do not.
-    events = clean_events(raws, time_format=time_format, event_weights=types, known_items=invitation.items)
+    events = clean_events(
+        raws,
+        time_format=time_format,
+        event_weights=types,
+        known_items=invitation.items,
+        keep_duplicates=keep_duplicates,
+    )
     with EventDatabase(folder / EVENTS) as database:
         added = database.add(events)
         stored = sum(1 for _ in database.events())
     report = events.report
+    told = (
+        "dropped",
+        "malformed_lines",
+        "dropped_lines",
+        "unknown_event_types",
+        "filters",
+        "files",
+        "times",
+        "warnings",
+    )
     return {
         "read": report["rows_read"],
         "clean": report["kept"],
         "added": added,
-        "dropped": report["dropped"],
-        "malformed_lines": report["malformed_lines"],
-        "dropped_lines": report["dropped_lines"],
-        "unknown_event_types": report["unknown_event_types"],
         "stored": stored,
+        **{name: report[name] for name in told},
     }

@@ -1,7 +1,8 @@
 """A device's events on its own disk: SQLite in WAL mode, readable by its user alone.
 
 Adding is one transaction: a kill leaves all of a batch or nothing of it. An event that is there already is not added
-again: what tells events apart is item, type, time, and which one of several that agree in all three it is.
+again: what tells events apart is item, type, time to the microsecond, and which one of several that agree in all three
+it is.
 """
 
 import math
@@ -16,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedrecall.client.events.events import Events
+from fedrecall.client.events.events import MICROS, Events
 from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import CorruptArtefact, DataError, FedrecallError
 
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x46524543
 _WAIT_S = 30.0
 _STRENGTHS = (1e-30, 1e30)
@@ -38,10 +39,10 @@ CREATE UNIQUE INDEX once ON events (item, type, ifnull(time, -1), occurrence);
 
 
 class Event(NamedTuple):
-    """One event; ``time`` is whole seconds since 1970, ``None`` throughout a store whose events came without."""
+    """One event; ``time`` is seconds since 1970, ``None`` throughout a store whose events came without."""
 
     item: str
-    time: int | None
+    time: float | None
     type: str
     strength: float
 
@@ -65,8 +66,8 @@ class EventDatabase:
                 found = self._pragma("application_id"), self._pragma("user_version")
                 if found != (_APPLICATION, VERSION):
                     raise CorruptArtefact(
-                        f"{path} is no event store of version {VERSION} (it says {found}): this fedrecall is too old, "
-                        "or the file is not its own"
+                        f"{path} is no event store of version {VERSION} (it says {found}): another fedrecall made it, "
+                        "older or newer than this, or another program"
                     )
             except BaseException:
                 self._connection.close()
@@ -126,10 +127,12 @@ class EventDatabase:
     def events(self) -> Iterator[Event]:
         """Yield all events, oldest first; of equal times, and without times, in the order of ingestion."""
         with _said(self._path):
-            yield from map(
-                Event._make,
-                self._connection.execute("SELECT item, time, type, strength FROM events ORDER BY time, number"),
-            )
+            for item, time, kind, strength in self._connection.execute(
+                "SELECT item, time, type, strength FROM events ORDER BY time, number"
+            ):
+                if not isinstance(time, int | None):
+                    raise CorruptArtefact(f"{self._path} holds an event that was not ingested: restore it")
+                yield Event(item, None if time is None else time / MICROS, kind, strength)
 
     def store(self, items: Sequence[str], event_weights: Mapping[str, float]) -> EventStore:
         """Return the events of known items and types as a store of one device.
@@ -148,7 +151,7 @@ class EventDatabase:
         timed = [event.time for event in kept if event.time is not None]
         try:
             strengths = np.array([event.strength for event in kept], dtype=np.float64)
-            times = np.array(timed, dtype=np.int64)
+            times = np.floor(np.array(timed, dtype=np.float64)).astype(np.int64)
         except (ValueError, TypeError, OverflowError) as error:
             raise CorruptArtefact(f"{self._path} holds an event that was not ingested: restore it") from error
         # A strength is any number above 0: none may become one that training cannot bear.

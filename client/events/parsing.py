@@ -1,177 +1,188 @@
 """Reading an event or item file of any layout into columns of text, with line numbers."""
 
-import io
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from fedrecall.client.events.delimited import read_delimited
-from fedrecall.client.events.tables import (
-    Column,
-    Format,
-    Layout,
-    Progress,
-    Rows,
-    Table,
-    file_position,
-    open_text,
-    read_block,
-    resolve_columns,
+from fedrecall.client.events.formats.columnar import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    PARQUET,
+    read_arrow,
+    read_frame,
+    read_parquet,
 )
+from fedrecall.client.events.formats.containers import Opened, check_text, encoding_of, opened, text_of
+from fedrecall.client.events.formats.delimited import read_delimited
+from fedrecall.client.events.formats.json_text import PYTHON, one_object_a_line, read_json_lines, read_json_objects
+from fedrecall.client.events.formats.nested import refuse_written_lists, split_items
+from fedrecall.client.events.spelling import one_spelling, without_missing
+from fedrecall.client.events.tables import BAD_BYTES, Column, Format, Layout, Progress, Rows, Table
 from fedrecall.protocol.errors import DataError
-
-LIST_SEPARATOR = "|"
 
 
 def read_table(
     path: Path, wanted: Mapping[str, Column], layout: Layout | None = None, progress: Progress | None = None
 ) -> Table:
-    """Read the ``wanted`` columns (role to name or 1-based number) of one file.
+    """Read the ``wanted`` columns (role to name or 1-based number) of one file, packed or not.
 
-    Raises DataError when the file is missing, empty or undecodable, lacks a wanted column (the message lists
-    what was found and the nearest name), or when more than half of its lines are malformed (usually a wrong
-    separator).
+    Raises DataError when the file is missing, empty, no text or undecodable, lacks a wanted column (the message says
+    what was found, where that is certainly no record), has one twice, gives one column two roles, or when more than
+    half of its lines are malformed (usually a wrong separator).
     """
     layout = layout or Layout()
     path = Path(path)
-    try:
+    rows = Rows(roles=list(wanted))
+    with opened(path) as file:
+        if not file.head.strip():
+            raise DataError(f"{path.name} is empty: give a file with at least one event")
+        about: dict[str, Any] = {"file": path.name}
+        about |= {"packed": list(file.packed)} if file.packed else {}
+        binary = _binary_format(file.head, layout)
+        if binary is None:
+            names, layout, read = _read_text(file, path, wanted, layout, rows, progress)
+            about |= read
+        elif file.packed:
+            raise DataError(f"{path.name} is {binary.title()} inside {file.packed[-1]}: unpack it first")
+        else:
+            names, layout = _read_binary(binary, path, wanted, layout, rows, progress)
+            about |= {"format": binary}
+    return _tidied(path.name, rows, names, layout, about)
+
+
+def arrow_table(frame: pa.Table, wanted: Mapping[str, Column], name: str, layout: Layout | None = None) -> Table:
+    """Return the ``wanted`` columns of a frame in memory, as those of a Parquet file are read.
+
+    ``name`` is for messages. Of ``layout`` what separates items and what is missing counts. Raises DataError as
+    ``read_table`` does.
+    """
+    rows = Rows(roles=list(wanted))
+    names = read_frame(frame, wanted, name, rows)
+    layout = replace(layout or Layout(), format="arrow")
+    return _tidied(name, rows, names, layout, {"file": name, "format": "frame"})
+
+
+def _tidied(name: str, rows: Rows, names: tuple[str, ...], layout: Layout, about: dict[str, Any]) -> Table:
+    """Return everything read, lists of items as a row an item; raises DataError where most of it is malformed."""
+    _check_amount(name, rows, layout)
+    table = rows.table(names, layout, about)
+    if "item" not in table.columns:
+        return table
+    if layout.item_separator is None:
+        if not (layout.rows or "lists" in table.about):
+            refuse_written_lists(table.columns["item"], table.columns.get("user"), name)
+        return table
+    columns, lines, (several, events) = split_items(table.columns, table.lines, layout.item_separator)
+    items, missing = without_missing(columns["item"], layout.missing)
+    columns["item"], respelled, rounded = one_spelling(items)
+    said: dict[str, Any] = {"lists": {"lines": several, "events": events}} if several else {}
+    said |= {"missing_texts": table.about.get("missing_texts", 0) + missing} if missing else {}
+    for key, count in (("respelled_ids", respelled), ("rounded_ids", rounded)):
+        before = table.about.get(key, {})
+        said |= {key: before | {"item": before.get("item", 0) + count}} if count else {}
+    return replace(table, columns=columns, lines=lines, about=table.about | said)
+
+
+def _binary_format(head: bytes, layout: Layout) -> Format | None:
+    if layout.format in ("parquet", "arrow"):
+        return layout.format
+    if layout.format is not None:
+        return None
+    if head.startswith(PARQUET):
+        return "parquet"
+    return "arrow" if head.startswith((ARROW_FILE, ARROW_STREAM)) else None
+
+
+def _read_binary(
+    kind: Format, path: Path, wanted: Mapping[str, Column], layout: Layout, rows: Rows, progress: Progress | None
+) -> tuple[tuple[str, ...], Layout]:
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"reading {path.name}", done, total)
+
+    if kind == "parquet":
+        names = read_parquet(path, wanted, rows, told)
+    else:
         with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
-    if not head.strip():
-        raise DataError(f"{path.name} is empty: give a file with at least one event")
+            stream = file.read(len(ARROW_STREAM)) == ARROW_STREAM
+        names = read_arrow(path, wanted, rows, told, stream=stream)
+    return names, replace(layout, format=kind)
+
+
+def _read_text(
+    file: Opened, path: Path, wanted: Mapping[str, Column], layout: Layout, rows: Rows, progress: Progress | None
+) -> tuple[tuple[str, ...], Layout, dict[str, Any]]:
+    """Read delimited text or JSON; also returns what was found out about the file."""
+    size = path.stat().st_size
+
+    def told() -> None:
+        if progress is not None:
+            progress(f"reading {path.name}", min(file.raw.tell(), size), size)
+
+    asked = layout
+    encoding, by = encoding_of(file.head, layout.encoding)
     try:
-        kind = layout.format or _guess_format(head, layout.encoding)
-        layout = replace(layout, format=kind)
-        if kind == "parquet":
-            return _read_parquet(path, wanted, layout, progress)
-        with open_text(path, layout) as file:
-            rows = Rows(chunks=[], lines=[], malformed=0, examples=[])
-            if kind == "jsonl":
-                names = _read_json_lines(file, path, wanted, rows, progress)
-            else:
-                names, layout = read_delimited(file, path, wanted, layout, rows, progress)
+        head = check_text(file.head, encoding, layout.separator, path)
+        kind = layout.format or _text_format(head)
+        layout = replace(layout, format=kind, encoding=encoding)
+        text = text_of(file, encoding)
+        if kind == "jsonl":
+            names = read_json_lines(text, path.name, wanted, rows, told)
+        elif kind == "json":
+            names = read_json_objects(text, path.name, wanted, rows, told)
+        else:
+            names, layout = read_delimited(text, path.name, wanted, layout, rows, told)
+        text.detach()
     except (UnicodeError, LookupError) as error:
         raise DataError(
-            f"{path.name} cannot be read as {layout.encoding}: {error}; choose another --encoding"
+            f"{path.name} cannot be read as {encoding}: {_bare(error)}; choose another --encoding"
         ) from error
+    about: dict[str, Any] = {"format": layout.format, "encoding": encoding}
+    about |= {"encoding_found": True} if by == "found" else {}
+    if layout.separator is not None:
+        about |= {"separator": layout.separator}
+        about |= {"separator_found": True} if asked.separator is None else {}
+    return names, layout, about
+
+
+def _text_format(head: str) -> Format:
+    start = head.lstrip()
+    if start.startswith("[") and start[1:].lstrip().startswith(("{", "[", "]")):
+        return "json"
+    if start.startswith("{"):
+        return "jsonl" if one_object_a_line(start) else "json"
+    return "delimited"
+
+
+def _bare(error: Exception) -> str:
+    """Return what a codec says without the bytes that it met."""
+    return error.reason if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else str(error)
+
+
+def _check_amount(name: str, rows: Rows, layout: Layout) -> None:
+    """Raise DataError when nothing was read, or when most of it is malformed."""
     read = rows.malformed + sum(len(x) for x in rows.lines)
     if read == 0:
-        raise DataError(f"{path.name} has a header and no rows: give a file with at least one row")
-    if rows.malformed > read / 2:
-        line, reason = rows.examples[0]
-        raise DataError(
-            f"{path.name}: {rows.malformed} of {read} lines are malformed (line {line} {reason}): is"
-            f" {layout.separator!r} the separator and {layout.encoding} the encoding?"
-            " Choose --sep and --encoding"
+        raise DataError(f"{name} has a header and no rows: give a file with at least one row")
+    if rows.malformed <= read / 2:
+        return
+    line, reason = rows.examples[0]
+    if layout.format in ("parquet", "arrow"):
+        remedy = "name other columns, or write the file with one value where one belongs"
+    elif layout.format in ("jsonl", "json"):
+        remedy = "write each record as one JSON object, a line each, or give another file"
+        if reason == PYTHON:
+            remedy = (
+                "write JSON instead, such as by python -c 'import ast, json, sys;"
+                " [print(json.dumps(ast.literal_eval(x))) for x in sys.stdin]'"
+            )
+    elif reason == BAD_BYTES:
+        remedy = f"they are not {layout.encoding}; give --encoding, such as latin-1 or cp1252"
+    else:
+        remedy = (
+            f"is {layout.separator!r} the separator and {layout.encoding} the encoding? Choose --sep and --encoding"
         )
-    return rows.table(list(wanted), names, layout)
-
-
-def arrow_table(frame: pa.Table, wanted: Mapping[str, str]) -> Table:
-    """Return the ``wanted`` columns (role to name) of a frame in memory as text, as a Parquet file's are read."""
-    rows, done = Rows(chunks=[], lines=[], malformed=0, examples=[]), 0
-    for batch in frame.select(list(wanted.values())).to_batches():
-        columns = [_text(batch.column(place)) for place in range(len(wanted))]
-        rows.add(columns, np.arange(done + 1, done + len(batch) + 1, dtype=np.int64))
-        done += len(batch)
-    return rows.table(list(wanted), tuple(frame.column_names), Layout())
-
-
-def _guess_format(head: bytes, encoding: str) -> Format:
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    start = head.decode(encoding, errors="ignore").lstrip("\ufeff \t\r\n")
-    return "jsonl" if start.startswith("{") else "delimited"
-
-
-def _read_json_lines(
-    file: io.TextIOWrapper, path: Path, wanted: Mapping[str, Column], rows: Rows, progress: Progress | None
-) -> tuple[str, ...]:
-    """Read one JSON object a line; lists are joined with ``|``, an absent key is an empty field."""
-    size, line = os.path.getsize(path), 0
-    names: dict[str, None] = {}
-    while text := read_block(file):
-        kept: list[list[str]] = []
-        numbers: list[int] = []
-        for source in text.removesuffix("\n").split("\n"):
-            line += 1
-            if not source.strip():
-                continue
-            try:
-                record = json.loads(source)
-                source.encode()
-            except (ValueError, RecursionError):
-                rows.refuse(line, "is not JSON")
-                continue
-            if not isinstance(record, dict):
-                rows.refuse(line, "is not a JSON object")
-                continue
-            names.update(dict.fromkeys(record))
-            try:
-                kept.append([_plain(record.get(str(column))) for column in wanted.values()])
-            except TypeError:
-                rows.refuse(line, "has a nested value in a wanted field")
-                continue
-            numbers.append(line)
-        if kept:
-            rows.add([pa.array(c, pa.string()) for c in zip(*kept, strict=True)], np.array(numbers, dtype=np.int64))
-        if progress is not None:
-            progress(f"reading {path.name}", file_position(file, size), size)
-    if names:
-        resolve_columns(list(names), 0, wanted, path.name, header=True)
-    return tuple(names)
-
-
-def _plain(value: object) -> str:
-    """Return a JSON value as the text of one field."""
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(x, str | int | float) for x in value):
-        return LIST_SEPARATOR.join(str(x) for x in value)
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise TypeError(type(value).__name__)
-
-
-def _read_parquet(path: Path, wanted: Mapping[str, Column], layout: Layout, progress: Progress | None) -> Table:
-    """Read the wanted columns of a Parquet file; time columns become seconds since 1970."""
-    try:
-        file = pq.ParquetFile(path)
-        names = tuple(file.schema_arrow.names)
-        positions = resolve_columns(names, len(names), wanted, path.name, header=False)
-        rows = Rows(chunks=[], lines=[], malformed=0, examples=[])
-        total, done = file.metadata.num_rows, 0
-        for batch in file.iter_batches(columns=[names[p] for p in positions]):
-            columns = [_text(batch.column(names[p])) for p in positions]
-            rows.add(columns, np.arange(done + 1, done + len(batch) + 1, dtype=np.int64))
-            done += len(batch)
-            if progress is not None:
-                progress(f"reading {path.name}", done, total)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path.name} is not a readable Parquet file: {error}; write it again") from error
-    if done == 0:
-        raise DataError(f"{path.name} has no rows: give a file with at least one")
-    return rows.table(list(wanted), names, layout)
-
-
-def _text(column: pa.Array) -> pa.Array:
-    """Return a Parquet column as text, null where it is null."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        # Its values first: Arrow decodes no dictionary of the kind that polars hands over.
-        return _text(column.dictionary).take(column.indices)
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        micros = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
-        return pc.cast(pc.divide(pc.cast(micros, pa.float64()), 1e6), pa.string())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pc.binary_join(pc.cast(column, pa.list_(pa.string())), LIST_SEPARATOR)
-    return pc.cast(column, pa.string())
+    raise DataError(f"{name}: {rows.malformed} of {read} lines are malformed (line {line} {reason}): {remedy}")

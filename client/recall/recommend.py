@@ -35,8 +35,9 @@ def recommend(
     *,
     k: int,
     personal: PersonalConfig | None = None,
+    again: bool = False,
 ) -> list[Recommended]:
-    """Return the ``k`` best items that the device's user has no event with, best first; fewer where none are left.
+    """Return the ``k`` best items for the device's user, best first; fewer where none are left.
 
     The tower is the device's own, tuned once more on its latest events; the tuned one is not kept, so that asking
     often changes nothing.
@@ -48,6 +49,7 @@ def recommend(
         table: the release's item table.
         k: how many.
         personal: of the tuning.
+        again: whether items that the user has an event with may be among them.
 
     Raises:
         UsageError: the release is of another plan, catalogue or model than the device's task.
@@ -60,7 +62,7 @@ def recommend(
     seed = derive_seed(device.task.seed, "tower")
     tuned = tune_towers(towers, transformer, vectors, store, own, device.shape, personal or PersonalConfig(), seed)
     query = query_vectors(transformer, vectors, store, own, tuned)
-    items, scores = table.search(query, k, [np.unique(store.items)])
+    items, scores = table.search(query, k, None if again else [np.unique(store.items)])
     found = items[0] >= 0
     return [
         Recommended(item=table.ids[item], score=float(score))

@@ -34,7 +34,7 @@ class Device:
         event: str | None = None,
         weight: str | None = None,
     ) -> dict[str, Any]:
-        """Add the events of files (CSV, JSON lines, Parquet), all or none; return what was added and what dropped.
+        """Add the events of files of any layout, all or none; return what was added and what dropped.
 
         Columns are by name, or by number from 1. What is there already is not added again. Raises DataError for a file
         that cannot be read.

@@ -67,7 +67,8 @@ class Run:
     def recommend(self, user: str | int, k: int = 10) -> list[dict[str, Any]]:
         """Return what the simulated device of ``user`` would recommend: ``item``, ``title``, ``score``, best first.
 
-        Raises UsageError for a user who is not in the data, naming near ones.
+        Its own are left out, unless the run recommends repeats. Raises UsageError for a user who is not in the data;
+        nobody else is named.
         """
         from fedrecall.simulations.runs.inspect import recommended
 

@@ -121,7 +121,7 @@ def audit(
 
 def _check_read(data: DataConfig) -> None:
     """Raise UsageError where settings say how to read data that were read already."""
-    usual = DataConfig(name=data.name, protocol=data.protocol)
+    usual = DataConfig(name=data.name, protocol=data.protocol, repeats=data.repeats)
     beside = [f"data.{name}" for name in DataConfig.model_fields if getattr(data, name) != getattr(usual, name)]
     if beside:
         raise UsageError(

@@ -1,12 +1,13 @@
 """``fedrecall data``: list, fetch, import and describe data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fedrecall.cli.console import FormatOption, Output, pairs, table
 from fedrecall.cli.options import DataPath
+from fedrecall.cli.reading import counted, told
 from fedrecall.protocol.errors import UsageError
 
 app = typer.Typer(help="Data sets: list, fetch, import, describe.", no_args_is_help=True, rich_markup_mode=None)
@@ -48,7 +49,8 @@ def import_(
         str | None, typer.Option(metavar="COL", help=f"{_COLUMN} Without one, file order is time order.")
     ] = None,
     time_format: Annotated[
-        str | None, typer.Option(metavar="F", help="unix, unix-ms, or as strptime; found out if absent.")
+        str | None,
+        typer.Option(metavar="F", help="unix, unix-ms, -us, -ns, spreadsheet, iso, or as strptime; else found out."),
     ] = None,
     event: Annotated[str | None, typer.Option(metavar="COL", help=f"Event type. {_COLUMN}")] = None,
     event_weight: Annotated[
@@ -56,22 +58,50 @@ def import_(
         typer.Option(metavar="TYPE=WEIGHT", help="Weight of an event type; others are dropped. May be repeated."),
     ] = None,
     weight: Annotated[str | None, typer.Option(metavar="COL", help=f"Implicit strength. {_COLUMN}")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Rows to keep, such as 'Quantity > 0'. May be repeated."),
+    ] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Rows that agree in all are events of their own.")
+    ] = False,
     sep: Annotated[str | None, typer.Option(metavar="S", help="Separator; found out if absent.")] = None,
-    encoding: Annotated[str, typer.Option(metavar="E", help="Text encoding.")] = "utf-8",
+    encoding: Annotated[str | None, typer.Option(metavar="E", help="Else its first bytes', or utf-8.")] = None,
     no_header: Annotated[bool, typer.Option("--no-header", help="The first line holds data.")] = False,
+    layout: Annotated[
+        Literal["rows", "lists"] | None, typer.Option(help="A line is one event, or a user and a list of items.")
+    ] = None,
+    item_sep: Annotated[str | None, typer.Option(metavar="S", help="Between several items in one field.")] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="No value, instead of NaN, null, NA and the like. May be repeated."),
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Events held out for it, for protocol given. Repeatable.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Events held out for it, for protocol given. Repeatable.")
+    ] = None,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="The public catalogue.")] = None,
     items_encoding: Annotated[
         str | None, typer.Option(metavar="E", help="Of the catalogue, where it is not --encoding.")
     ] = None,
     item_id: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
-    title: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
-    categories: Annotated[str | None, typer.Option(metavar="COL", help=f"Of the catalogue. {_COLUMN}")] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="COL", help=f"Of the catalogue, or of the event files. {_COLUMN}")
+    ] = None,
+    categories: Annotated[
+        str | None, typer.Option(metavar="COL", help=f"Of the catalogue, or of the event files. {_COLUMN}")
+    ] = None,
     category_sep: Annotated[str, typer.Option(metavar="S", help="Between the categories of an item.")] = "|",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a data set of this name.")] = False,
     format: FormatOption = "text",
 ) -> None:
-    """Import event files of any layout: CSV, TSV, ::, JSON lines, Parquet."""
-    from fedrecall.simulations.data.importer import ImportSpec, import_files
+    """Import event files of any layout: delimited text, JSON, Parquet or Arrow, packed or not."""
+    from fedrecall.client.events.spelling import MISSING
+    from fedrecall.client.events.where import parse_condition
+    from fedrecall.simulations.data.importing.import_spec import ImportSpec
+    from fedrecall.simulations.data.importing.importer import import_files
 
     output = Output(format)
     spec = ImportSpec(
@@ -84,9 +114,16 @@ def import_(
         event=event,
         event_weights=_weights(event_weight) if event_weight else None,
         weight=weight,
+        where=tuple(map(parse_condition, where or ())),
+        keep_duplicates=keep_duplicates,
         separator=None if sep is None else sep.replace("\\t", "\t"),
         encoding=encoding,
         header=not no_header,
+        layout=layout,
+        item_separator=item_sep,
+        missing=MISSING if missing is None else tuple(missing),
+        validation_files=tuple(validation or ()),
+        test_files=tuple(test or ()),
         items_file=items,
         items_encoding=items_encoding,
         item_id=item_id,
@@ -97,7 +134,16 @@ def import_(
     )
     with output.working() as progress:
         report = import_files(spec, progress=progress)
-    output.answer(report, pairs(f"imported {name}", report), f"Train on it: fedrecall run --dataset {name}")
+    sizes = (("interactions", "event"), ("users", "user"), ("items", "item"))
+    events, users, items_ = (counted(report[key], what) for key, what in sizes)
+    given = " --protocol given" if test else ""
+    said = f"{events} of {users} on {items_}"
+    lines = [
+        f"Imported {name}: {said}.",
+        *told(report["cleaning"]),
+        f"Train on it: fedrecall run --dataset {name}{given}",
+    ]
+    output.answer(report, *lines)
 
 
 @app.command("describe")

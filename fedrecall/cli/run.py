@@ -19,7 +19,9 @@ def run(
     preset: PresetOption = None,
     dataset: DatasetOption = None,
     data_path: DataPath = None,
-    protocol: Annotated[Literal["loo", "temporal", "ncf"] | None, typer.Option(help="How events are held out.")] = None,
+    protocol: Annotated[
+        Literal["loo", "temporal", "ncf", "random", "given"] | None, typer.Option(help="How events are held out.")
+    ] = None,
     engine: Annotated[
         Literal["cohort", "device", "flower"] | None,
         typer.Option(help="Many devices at once, one after the other with Opacus, or on Flower's simulation engine."),
@@ -82,4 +84,6 @@ def summary(result: dict[str, Any], folder: Path) -> list[Table | str]:
         result["privacy"]["adversaries"], result["privacy"]["unit"], result["privacy"].get("warnings", ())
     )
     stamp = ["Simulation: the noise is from a known seed."] if result["privacy"]["simulated"] else []
+    told = result["dataset"].get("order_warning")
+    stamp += [f"Warning: {told}."] if told else []
     return [table(title, ["who", *SHOWN], rows), *bounds, *stamp, f"Report: {_short(folder / 'report.html')}"]

@@ -14,7 +14,9 @@ def tune(
     preset: PresetOption = None,
     dataset: DatasetOption = None,
     data_path: DataPath = None,
-    protocol: Annotated[Literal["loo", "temporal"] | None, typer.Option(help="How events are held out.")] = None,
+    protocol: Annotated[
+        Literal["loo", "temporal", "random", "given"] | None, typer.Option(help="How events are held out.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     override: Settings = None,
     search: Annotated[

@@ -7,6 +7,7 @@ from fedrecall.simulations.baselines.ease import Ease
 from fedrecall.simulations.baselines.histories import Cooccurrence, count_cooccurrence, weighted_histories
 from fedrecall.simulations.baselines.item_knn import ItemKNN
 from fedrecall.simulations.baselines.most_popular import MostPopular
+from fedrecall.simulations.baselines.own_first import OwnFirst
 from fedrecall.simulations.baselines.tuning import TunedBaseline, fit_tuned_baselines
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Ease",
     "ItemKNN",
     "MostPopular",
+    "OwnFirst",
     "TunedBaseline",
     "count_cooccurrence",
     "fit_tuned_baselines",

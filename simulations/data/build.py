@@ -1,12 +1,12 @@
 """From clean events and public items to a data set: which catalogue, and the k-core filter."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int8, Int64
 
-from fedrecall.client.events.events import Events
+from fedrecall.client.events.events import MICROS, Events
 from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.dataset import Catalogue, Dataset
@@ -28,7 +28,8 @@ def build_dataset(
     """Number users by first appearance and choose the catalogue.
 
     The catalogue is the item file (``file``, in its order), or the items that occur (``rated``, by first
-    appearance: always so without an item file), or those that survive the k-core filter (``k-core``). With an
+    appearance: always so without an item file), or those that survive the k-core filter (``k-core``). Without an
+    item file titles and categories are those that the events gave. With an
     item file, ``events`` must have been cleaned with its ids as ``known_items``. ``groups`` maps an attribute
     to user id to label; users without one are ``unknown``.
     """
@@ -46,8 +47,9 @@ def build_dataset(
         source = "k-core" if k_core else "rated"
     else:
         item_rows, source = np.arange(len(items.ids)), "file"
-    titles = items.titles if items is not None else ("",) * len(events.item_ids)
-    categories = items.categories if items is not None else ((),) * len(events.item_ids)
+    public = items if items is not None else events
+    titles = public.titles or ("",) * len(events.item_ids)
+    categories = public.categories or ((),) * len(events.item_ids)
     user_ids = tuple(events.user_ids[u] for u in user_rows)
     cleaning = dict(events.report)
     if items is not None:
@@ -59,6 +61,13 @@ def build_dataset(
             "users_dropped": len(np.unique(events.users)) - len(user_rows),
             "items_dropped": len(np.unique(events.items)) - len(item_rows),
         }
+    columns: dict[str, Any] = {
+        "users": users,
+        "items": item_codes,
+        "n_users": len(user_rows),
+        "n_items": len(item_rows),
+        "times": None if events.times is None else events.times[kept] // MICROS,
+    }
     return Dataset(
         name=name,
         catalogue=Catalogue(
@@ -69,19 +78,23 @@ def build_dataset(
         ),
         user_ids=user_ids,
         events=EventStore.from_columns(
-            users=users,
-            items=item_codes,
-            n_users=len(user_rows),
-            n_items=len(item_rows),
-            times=None if events.times is None else events.times[kept],
-            types=events.types[kept],
-            weights=events.weights[kept],
-            type_names=events.type_names,
+            **columns, types=events.types[kept], weights=events.weights[kept], type_names=events.type_names
         ),
+        parts=_sorted_parts(events, kept, columns),
         groups={key: tuple(by_user.get(u, "unknown") for u in user_ids) for key, by_user in groups.items()},
         cleaning=cleaning,
         sha256=sha256,
     )
+
+
+def _sorted_parts(
+    events: Events, kept: Bool[np.ndarray, " events"], columns: Mapping[str, Any]
+) -> Int8[np.ndarray, " kept"] | None:
+    """Return the part of each kept event in the order of a store of ``columns``; ``None`` where no parts were given."""
+    if events.parts is None or not events.parts.any():
+        return None
+    # A store sorts its columns alike, whatever they hold.
+    return EventStore.from_columns(**columns, types=events.parts[kept]).types
 
 
 def k_core_events(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int8
 
 from fedrecall.client.events.store import EventStore
 
@@ -56,6 +56,7 @@ class Dataset:
         groups: group label of each user by attribute (``age``, ``gender``), for per-group metrics.
         cleaning: what cleaning dropped and why, as plain JSON data.
         sha256: hash of the source files' bytes, in hex.
+        parts: of each event, 0 training, 1 validation, 2 test, where the files gave them; else ``None``.
     """
 
     name: str
@@ -65,3 +66,4 @@ class Dataset:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cleaning: dict[str, Any] = field(default_factory=dict)
     sha256: str
+    parts: Int8[np.ndarray, " events"] | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrecall.client.events.parsing import read_table
-from fedrecall.client.events.tables import Column, Layout, Progress, Table
+from fedrecall.client.events.tables import Column, Layout, Progress, Table, one_line, split_categories
 from fedrecall.protocol.errors import DataError
 
 
@@ -46,7 +46,7 @@ def items_of(name: str, table: Table, category_separator: str) -> ItemFile:
     count = len(table.lines)
     titles = table.columns["title"].to_pylist() if "title" in table.columns else [None] * count
     texts = table.columns["categories"].to_pylist() if "categories" in table.columns else [None] * count
-    categories = [_categories(text, category_separator) for text in texts]
+    categories = [split_categories(text, category_separator) for text in texts]
     return collect_items(name, table, titles, categories)
 
 
@@ -64,7 +64,7 @@ def collect_items(name: str, table: Table, titles: list[str | None], categories:
     count = len(table.lines)
     return ItemFile(
         ids=tuple(rows),
-        titles=tuple(" ".join((titles[row] or "").split()) for row in rows.values()),
+        titles=tuple(one_line(titles[row]) for row in rows.values()),
         categories=tuple(categories[row] for row in rows.values()),
         report={
             "rows_read": count + table.malformed,
@@ -77,8 +77,3 @@ def collect_items(name: str, table: Table, titles: list[str | None], categories:
             "malformed_lines": [{"file": name, "line": line, "reason": reason} for line, reason in table.examples],
         },
     )
-
-
-def _categories(text: str | None, separator: str) -> tuple[str, ...]:
-    """Split a field of categories, each once."""
-    return tuple(dict.fromkeys(c.strip() for c in (text or "").split(separator) if c.strip()))

@@ -9,7 +9,7 @@ from fedrecall.simulations.data.build import CatalogueChoice, build_dataset
 from fedrecall.simulations.data.cache import check_folder, sha256_of_files
 from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.fetch import fetch_dataset
-from fedrecall.simulations.data.importer import read_imported
+from fedrecall.simulations.data.importing.importer import read_imported
 from fedrecall.simulations.data.known import KNOWN
 from fedrecall.simulations.data.places import cache_folder, imported_folder, imported_names
 from fedrecall.simulations.data.readers import read_known

@@ -74,7 +74,9 @@ def evaluate(
     item_vectors: Float[np.ndarray, "items dim"] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Rank the catalogue for every user with targets, the items of its context masked, and measure.
+    """Rank the catalogue for every user with targets and measure.
+
+    The items of its context are masked, unless the split recommends repeats.
 
     Args:
         recaller: what is evaluated; it sees users and their context only.
@@ -108,7 +110,8 @@ def evaluate(
         own = offsets[rows.start : rows.stop + 1]
         items = relevant[own[0] : own[-1]]
         candidates = None if targets.candidates is None else targets.candidates[rows]
-        ranked = _ranked(users[rows], context, own - own[0], items, candidates)
+        masked = context if split.repeats == "mask" else None
+        ranked = _ranked(users[rows], masked, n_items, own - own[0], items, candidates)
         keys = rank_keys(scores, order, ranked)
         tops.append(top_items(keys, max(ks)))
         ranks.append(ranks_of(keys, own - own[0], items))
@@ -172,19 +175,21 @@ def _distinct(
 
 def _ranked(
     users: Int64[np.ndarray, " batch"],
-    context: EventStore,
+    masked: EventStore | None,
+    n_items: int,
     offsets: Int64[np.ndarray, " batch_plus_1"],
     relevant: Int32[np.ndarray, " targets"],
     candidates: Int32[np.ndarray, "batch n"] | None,
 ) -> Bool[np.ndarray, "batch items"]:
-    """Return what takes part in the ranking: all items, or candidates and targets, without the context's."""
-    ranked = np.full((len(users), context.n_items), candidates is None)
+    """Return what takes part in the ranking: all items, or candidates and targets, without those of ``masked``."""
+    ranked = np.full((len(users), n_items), candidates is None)
     if candidates is not None:
         ranked[np.arange(len(users))[:, None], candidates] = True
         ranked[np.repeat(np.arange(len(users)), np.diff(offsets)), relevant] = True
-    histories = [context.history(u) for u in users]
-    rows = np.repeat(np.arange(len(users)), [len(h) for h in histories])
-    ranked[rows, np.concatenate(histories)] = False
+    if masked is not None:
+        histories = [masked.history(u) for u in users]
+        rows = np.repeat(np.arange(len(users)), [len(h) for h in histories])
+        ranked[rows, np.concatenate(histories)] = False
     return ranked
 
 

@@ -93,8 +93,8 @@ def _why_not(first: Path, a: dict[str, Any], folder: Path, b: dict[str, Any]) ->
     for key in _SAME:
         if a["evaluation"].get(key) != b["evaluation"].get(key):
             return f"different evaluation: {key} is {a['evaluation'].get(key)} and {b['evaluation'].get(key)}"
-    if a["evaluation"]["protocol"] == "ncf" and a["seed"] != b["seed"]:
-        return "different sampled candidates: under ncf they depend on the seed"
+    if a["evaluation"]["protocol"] in ("ncf", "random") and a["seed"] != b["seed"]:
+        return f"different draws: under {a['evaluation']['protocol']} what is looked for depends on the seed"
     for place in (first, folder):
         if not (Path(place) / PER_USER).is_file():
             return f"{place} has no {PER_USER}"

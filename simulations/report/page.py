@@ -16,6 +16,7 @@ from fedrecall.simulations.report.pictures import bar_chart, line_chart, paired_
 
 _RIVALS = {
     "most_popular": "most popular",
+    "own_first": "each person's own items first",
     "central": "the same model trained centrally",
 }
 _ABLATED = ("recall@10", "recall@50", "ndcg@10", "coverage@10")
@@ -82,22 +83,23 @@ def render(run: Mapping[str, Any]) -> str:
 def _sentences(run: Mapping[str, Any]) -> dict[str, str]:
     """Return the plain-word sentences of the first screen."""
     metrics, baselines = run["metrics"], run["baselines"]
-    protocol = run["evaluation"]["protocol"]
     found = (
-        f"{words.PROTOCOLS.get(protocol, f'The test is {protocol}.')} {metrics['recall@10']:.1%} of those "
+        f"{words.hidden(run['evaluation'])} {metrics['recall@10']:.1%} of those "
         f"items were among the first 10 that the person would have been shown, and "
         f"{metrics['recall@50']:.1%} among the first 50."
     )
+    again = words.again(run["evaluation"])
     rivals = {name: row["recall@50"] for name, row in baselines.items() if row and "recall@50" in row}
     said = {name: who for name, who in _RIVALS.items() if name in rivals}
-    others = [name for name in rivals if name not in ("most_popular", "central", "local_only")]
+    others = [name for name in rivals if name not in (*_RIVALS, "local_only")]
     if others:
         best = max(others, key=lambda name: rivals[name])
         said[best] = f"{words.BASELINES.get(best, best)} (the best of those that see all events in one place)"
     order = sorted(said, key=lambda name: rivals[name])
     compared = [f"{words.versus(metrics['recall@50'], rivals[name])} {said[name]}" for name in order]
     return {
-        "found": found,
+        "found": f"{found} {again}" if again else found,
+        "order": run["dataset"].get("order_warning") or "",
         "compared": f"In recall@50 that is {', '.join(compared)}." if compared else "",
     }
 

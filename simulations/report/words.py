@@ -18,6 +18,7 @@ METRICS = {
 
 BASELINES = {
     "most_popular": "most popular",
+    "own_first": "own items first",
     "item_knn": "item kNN",
     "ease": "EASE",
     "ease_weighted": "EASE, recent first",
@@ -25,11 +26,11 @@ BASELINES = {
     "local_only": "each device alone",
 }
 
-PROTOCOLS = {
-    "loo": "Each person's last event was hidden and looked for in a ranking of the whole catalogue.",
-    "temporal": "Everything after one date was hidden and looked for in a ranking of the whole catalogue.",
-    "ncf": "Each person's last event was hidden and looked for among 99 sampled items only: such figures are "
-    "not comparable with rankings of the whole catalogue.",
+RANKINGS = {
+    "ncf": "looked for among 99 sampled items only: such figures are not comparable with rankings of the whole "
+    "catalogue",
+    "mask": "looked for in a ranking of the whole catalogue without what the person had before",
+    "recommend": "looked for in a ranking of the whole catalogue, what the person had before included: repeats count",
 }
 
 UNITS = {
@@ -58,6 +59,25 @@ NOT_PROTECTED = (
     "epsilon as soon as somebody else can see it.",
     "Groups act alike: what is true of most people is learned on purpose. Epsilon bounds what one unit adds.",
 )
+
+
+def hidden(evaluation: Mapping[str, Any]) -> str:
+    """Say exactly what was held out for the test of a run, and in what ranking it was looked for."""
+    what = evaluation.get("held_out") or f"the test of protocol {evaluation['protocol']}"
+    how = RANKINGS["ncf"] if evaluation["protocol"] == "ncf" else RANKINGS[evaluation.get("repeats", "mask")]
+    return f"What was hidden: {what}. It was {how}."
+
+
+def again(evaluation: Mapping[str, Any]) -> str:
+    """Say how well repeats and new items were found, where a run recommends both; else nothing."""
+    if "by_novelty" not in evaluation:
+        return ""
+    parts = [
+        f"{part['recall@50']:.1%} of the {part['count']:,} {what}"
+        for key, what in (("again", "that the person had before"), ("new", "that were new to the person"))
+        if (part := evaluation["by_novelty"][key])["count"]
+    ]
+    return f"Among the first 50 were {' and '.join(parts)}."
 
 
 def metric_name(metric: str) -> str:

@@ -25,7 +25,7 @@ _NO_SPACE = "".join(chr(code) for code in range(33, 127) if chr(code) != "%")
 
 
 def recommend_all(opened: Finished, k: int, progress: Progress) -> pa.Table:
-    """Return the ``k`` best items of every device, those that it has events with left out.
+    """Return the ``k`` best items of every device, its own left out unless the run recommends repeats.
 
     One row an item, best first: ``user``, ``place`` from 1, ``item``, ``title``, ``score``; fewer than ``k`` where no
     more are left. Each list is what ``recommend`` says of that user; scores may differ in their last bits.

@@ -61,6 +61,7 @@ def keep_data(folder: Path, dataset: Dataset) -> None:
     events, catalogue = dataset.events, dataset.catalogue
     columns: dict[str, Any] = {"item": events.items, "type": events.types, "weight": events.weights}
     columns |= {} if events.times is None else {"time": events.times}
+    columns |= {} if dataset.parts is None else {"part": dataset.parts}
     items = {
         "id": pa.array(catalogue.ids, pa.string()),
         "title": pa.array(catalogue.titles, pa.string()),
@@ -114,6 +115,7 @@ def _kept(place: Path) -> Dataset:
             groups={name.removeprefix(_GROUP): tuple(users[name].to_pylist()) for name in groups},
             cleaning=about["cleaning"],
             sha256=about["sha256"],
+            parts=events["part"].to_numpy() if "part" in events.column_names else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise CorruptArtefact(f"{place / _ABOUT} cannot be read ({error}): run again on the same data") from error

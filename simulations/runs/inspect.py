@@ -1,6 +1,5 @@
 """Finished runs, opened again: their figures measured anew, and what one of their devices would recommend."""
 
-import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from fedrecall.client.events.spelling import shape
 from fedrecall.protocol.errors import UsageError
 from fedrecall.protocol.item_table import ItemTable
 from fedrecall.server.recall.release import load_release
@@ -80,17 +80,19 @@ def evaluate_run(
 
 
 def recommend(folder: Path, user: str, k: int, progress: Progress, *, data_path: Path | None = None) -> dict[str, Any]:
-    """Return what the device of ``user`` would recommend: exact search over the released items, its own left out.
+    """Return what the device of ``user`` would recommend: exact search over the released items.
+
+    Its own are left out, unless the run recommends repeats.
 
     The device knows the events before its test target. One that knows none gets the model's answer to an empty
     history: what the model holds for popular, since no device sees more of popularity than was released.
 
     Returns:
-        ``run``, ``user``, ``items`` (``item``, ``title``, ``score``, best first; fewer than ``k`` where no more are
-        left) and ``because_of``: its latest events (``item``, ``title``), latest first.
+        ``run``, ``user``, ``repeats``, ``items`` (``item``, ``title``, ``score``, best first; fewer than ``k`` where no
+        more are left) and ``because_of``: its latest events (``item``, ``title``), latest first.
 
     Raises:
-        UsageError: no such user (naming near ones), or as ``evaluate_run``.
+        UsageError: no such user (nobody else is named), or as ``evaluate_run``.
         CorruptArtefact: as ``evaluate_run``.
     """
     return recommended(open_finished(folder, progress, data_path=data_path), user, k)
@@ -100,8 +102,7 @@ def recommended(opened: Finished, user: str, k: int) -> dict[str, Any]:
     """Return what ``recommend`` does, of a run that is open."""
     ids = opened.dataset.user_ids
     if user not in ids:
-        near = difflib.get_close_matches(user, ids, 3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are spelt like {ids[0]!r}"
+        hint = f"their identifiers look like {shape(ids[0])!r} (letters as a, digits as 9)"
         raise UsageError(f"--user is {user!r}, who is not among the {len(ids)} users of this run's data: {hint}")
     row = np.array([ids.index(user)])
     history = opened.split.test_context.history(int(row[0]))
@@ -110,6 +111,7 @@ def recommended(opened: Finished, user: str, k: int) -> dict[str, Any]:
     return {
         "run": str(opened.folder),
         "user": user,
+        "repeats": opened.split.repeats,
         "items": [
             {"item": catalogue.ids[i], "title": catalogue.titles[i], "score": float(score)}
             for i, score in zip(found[0], scores[0], strict=True)
@@ -124,12 +126,13 @@ def recommended(opened: Finished, user: str, k: int) -> dict[str, Any]:
 def lists_of(
     opened: Finished, users: Int64[np.ndarray, "users"], k: int
 ) -> tuple[Int32[np.ndarray, "users k"], Float32[np.ndarray, "users k"]]:
-    """Return the ``k`` best items of each device among those that it has no event with, and their scores.
+    """Return the ``k`` best items of each device, its own left out unless the run recommends repeats, and their scores.
 
     As ``ItemTable.search``: item -1 where no more are left. A device knows the events before its test target.
     """
     context = opened.split.test_context
-    own = [np.unique(context.history(user)) for user in users.tolist()]
+    masked = opened.split.repeats == "mask"
+    own = [np.unique(context.history(user)) for user in users.tolist()] if masked else None
     return opened.items.search(opened.model.queries(users, context), k, own)
 
 

@@ -13,7 +13,7 @@ from fedrecall.simulations.runs.wiring import measure, recaller
 from fedrecall.simulations.training.central import train_centrally
 from fedrecall.simulations.training.world import Progress, World
 
-NAMES = ("most_popular", "item_knn", "ease", "ease_weighted", "central", "local_only")
+NAMES = ("most_popular", "own_first", "item_knn", "ease", "ease_weighted", "central", "local_only")
 """What ``run.json`` lists, ``null`` where the configuration leaves it out."""
 
 

@@ -100,7 +100,7 @@ def run(
     rivals, settings = measure_rivals(world, dataset, split, progress)
 
     result: dict[str, Any] = {
-        "dataset": dataset_section(dataset),
+        "dataset": dataset_section(dataset, split.protocol),
         "evaluation": evaluation_section(dataset, split, test),
         "privacy": privacy_section(world.plan, trained.start),
         "metrics": test.metrics,
@@ -116,7 +116,8 @@ def run(
     if config.evaluation.ablation:
         parts = measure_ablation(world, dataset, split, out / PRIVATE / "ablation", progress)
         result["ablation"] = {"full run": test.metrics, **parts}
-    if config.evaluation.leak_probe and split.protocol != "temporal":
+    # The probe ranks what was not drawn: a device's own items first, which it may not where they are left out.
+    if config.evaluation.leak_probe and split.protocol != "temporal" and split.repeats == "mask":
         sampler = PublicNegatives(split.train, seed=config.seed, count=config.local.negatives)
         result["leak_probe"] = run_leak_probe(sampler, split, 50, catalogue=dataset.catalogue, progress=progress)
     progress("report", 0, 1)

@@ -11,7 +11,9 @@ import numpy as np
 
 from fedrecall.protocol import VERSION
 from fedrecall.simulations.data.dataset import Dataset
-from fedrecall.simulations.data.splits import Split, Targets, of_new_items, of_new_users
+from fedrecall.simulations.data.order import order_of, warning_of
+from fedrecall.simulations.data.splits import BY_ORDER, Split, Targets, of_known_items, of_new_items, of_new_users
+from fedrecall.simulations.data.splits.repeats import share_of_repeats
 from fedrecall.simulations.evaluation.evaluate import Evaluation
 from fedrecall.simulations.training.loop import Trained
 from fedrecall.simulations.training.world import World, trained_names
@@ -20,11 +22,14 @@ _CONTEXT = {
     "loo": "training and validation events of the device",
     "temporal": "the device's events before the test time",
     "ncf": "training and validation events of the device",
+    "random": "all events of the device but those held out for the test",
+    "given": "the device's events in the training and validation files",
 }
 
 
-def dataset_section(dataset: Dataset) -> dict[str, Any]:
-    """Return what was read, and how it was cleaned."""
+def dataset_section(dataset: Dataset, protocol: str) -> dict[str, Any]:
+    """Return what was read, how it was cleaned, and what orders it, with a warning where that is no order of time."""
+    order = order_of(dataset.events, dataset.catalogue.ids)
     return {
         "name": dataset.name,
         "users": dataset.events.n_users,
@@ -32,6 +37,9 @@ def dataset_section(dataset: Dataset) -> dict[str, Any]:
         "interactions": dataset.events.n_events,
         "sha256": dataset.sha256,
         "cleaning": dataset.cleaning,
+        "order": order,
+        "repeats": share_of_repeats(dataset.events),
+        "order_warning": warning_of(order, decides=protocol in BY_ORDER),
     }
 
 
@@ -41,12 +49,15 @@ def evaluation_section(dataset: Dataset, split: Split, test: Evaluation) -> dict
         "protocol": split.protocol,
         "context": _CONTEXT[split.protocol],
         "catalogue": dataset.catalogue.source,
-        "masked": "the device's context",
+        "masked": "the device's context" if split.repeats == "mask" else "nothing: what it had is recommended again",
+        "repeats": split.repeats,
+        "held_out": split.held_out,
         "users": len(test.users),
         "notes": split.notes,
         "conventions": "metrics, baselines and validation are computed on private data: simulation only, outside "
         "epsilon",
         **({"new": _new(split, test)} if split.protocol == "temporal" else {}),
+        **({"by_novelty": _by_novelty(split, test)} if split.repeats == "recommend" else {}),
     }
 
 
@@ -63,6 +74,17 @@ def _new(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
             hits = test.ranks[items] < int(name.partition("@")[2])
             by_item[name] = float(hits.mean())
     return {"users": by_user, "items": by_item}
+
+
+def _by_novelty(split: Split, test: Evaluation) -> dict[str, dict[str, float]]:
+    """Return the share of hits among targets that their device had before, and among those that it had not."""
+    known = of_known_items(split.test_context, Targets(users=test.users, offsets=test.offsets, items=test.targets))
+    found: dict[str, dict[str, float]] = {}
+    for key, these in (("again", known), ("new", ~known)):
+        found[key] = {"count": int(these.sum())}
+        for name in (n for n in test.per_user if n.startswith("recall@") and these.any()):
+            found[key][name] = float((test.ranks[these] < int(name.partition("@")[2])).mean())
+    return found
 
 
 def long_tail(top: np.ndarray, split: Split, k: int) -> dict[str, list[float]]:

@@ -53,7 +53,7 @@ def split_of(config: RunConfig, dataset: Dataset) -> tuple[Split, np.ndarray | N
 
     All that asking a finished run takes, without its plan, which takes seconds to work out.
     """
-    split = make_split(dataset, config.data.protocol, config.seed)
+    split = make_split(dataset, config.data.protocol, config.seed, repeats=config.data.repeats)
     features = dataset.catalogue.category_matrix() if config.model.features else None
     if features is not None and not features.shape[1]:
         features = None

@@ -58,6 +58,28 @@ def test_a_file_of_any_layout_is_imported_and_described(tmp_path, capsys):
     assert "fedrecall run --dataset shop" in capsys.readouterr().out
 
 
+def test_what_was_found_out_dropped_and_changed_is_said_in_a_few_lines(tmp_path, capsys):
+    rows = ["user,item,time,qty", "101.0,x,1600000000,1", "101,y,1600000001,-1", "NaN,x,1600000002,1", "102,x,soon,1"]
+    (tmp_path / "log.csv").write_bytes("\n".join([*rows, "broken"]).encode("utf-16"))
+    command = ["data", "import", str(tmp_path / "log.csv"), "--name", "said", "--replace"]
+    command += ["--user", "user", "--item", "item", "--time", "time"]
+    assert call(command) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Imported said: 2 events of 1 user on 2 items.",
+        "Read: log.csv (separator comma, found out; utf-16, found out; times unix (detected)); 2020-09-13 12:26:40 to "
+        "2020-09-13 12:26:41 UTC, in the order of time and then of the files.",
+        "Dropped 3 of 5 rows: 1 malformed line (line 6: has 1 fields, expected 4); 1 missing field (line 4); 1 "
+        "impossible time (line 5).",
+        "Changed: 1 field holds NaN, null or the like and was taken as empty (--missing); 1 user id is a whole number "
+        "and was written as such.",
+        "Warning: 1 time cannot be read, such as text like 'a' (log.csv line 5).",
+        "Warning: qty is below 0 in 1 of the kept rows (first: log.csv line 3): cancellations or returns? Leave them "
+        "out with --where 'qty > 0'.",
+        "Train on it: fedrecall run --dataset said",
+    ]
+    assert answer(capsys, *command, "--where", "qty > 0")["cleaning"]["filters"] == {"qty > 0": 1}
+
+
 def test_the_index_is_built_searched_and_bound_to_its_table(released, capsys):
     folder, items = released
     built = answer(capsys, "index", "build", str(folder), "--kind", "flat")

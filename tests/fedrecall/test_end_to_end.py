@@ -73,7 +73,7 @@ def test_evaluate_and_recommend_read_the_run(ran, capsys):
     assert call(["recommend", str(folder), "--user", "user-5", "--k", "3"]) == 0
     text = capsys.readouterr().out
     assert all(row["title"] in text for row in [*shown["items"], *shown["because_of"]])
-    refused(capsys, 2, "did you mean", "recommend", folder, "--user", "user5")
+    refused(capsys, 2, "look like 'a-9'", "recommend", folder, "--user", "user5")
     refused(capsys, 2, "--data-path is for", "evaluate", folder, "--data-path", folder)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -191,6 +192,21 @@ def test_callbacks_are_told_every_row_and_change_nothing(
     alone = fedrecall.run(data, settings=SETTINGS | {"evaluation.baselines": False}, out=tmp_path / "alone")
     assert alone.metrics == run.metrics
     assert (tmp_path / "alone" / "items.safetensors").read_bytes() == (run.folder / "items.safetensors").read_bytes()
+
+
+def test_what_is_held_out_is_the_runs_choice_and_data_in_parts_are_kept_in_parts(
+    data: fedrecall.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each person's last events are the test, the ones before for validation; the folder alone finds them again."""
+    sizes = data.events.counts()
+    from_end = np.concatenate([np.arange(size, 0, -1) for size in sizes])
+    parts = np.select([from_end <= 2, from_end <= 4], [2, 1], 0).astype(np.int8)
+    settings = SETTINGS | {"data.protocol": "given", "data.repeats": "recommend", "evaluation.baselines": False}
+    run = fedrecall.run(replace(data, parts=parts), settings=settings, out=tmp_path / "run")
+    assert "given test file" in run.result["evaluation"]["held_out"]
+    assert answer(capsys, "evaluate", str(run.folder))["as_recorded"]
+    lists = fedrecall.load_run(run.folder).recommend_all(k=1000)
+    assert lists.num_rows == len(sizes) * len(data.catalogue)
 
 
 def test_settings_are_checked_and_data_are_read_once(data: fedrecall.Dataset, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from fedrecall.cli.console import FormatOption, Output, note, pairs, table
+from fedrecall.cli.reading import told
 from fedrecall.protocol.errors import FedrecallError, PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -153,15 +154,29 @@ def _enrol(
 @app.command()
 def ingest(
     folder: Folder,
-    files: Annotated[list[str], typer.Argument(help="JSON lines, CSV or Parquet; - is stdin.")],
+    files: Annotated[list[str], typer.Argument(help="Of any layout that `data import` reads; - is stdin.")],
     item: Annotated[str, typer.Option(help="Column of the item, by name or number from 1.")] = "item",
     time: Annotated[str | None, typer.Option(help="Column of the time; without, file order is time order.")] = None,
-    time_format: Annotated[str | None, typer.Option(help="unix, unix-ms, or as strptime; found out if absent.")] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="unix, unix-ms, -us, -ns, spreadsheet, iso, or as strptime; else found out.")
+    ] = None,
     event: Annotated[str | None, typer.Option(help="Column of the event type.")] = None,
     weight: Annotated[str | None, typer.Option(help="Column of the implicit strength.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Rows to keep, such as 'Quantity > 0'. May be repeated."),
+    ] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Rows that agree in all are events of their own.")
+    ] = False,
     sep: Annotated[str | None, typer.Option(help="Separator; found out if absent.")] = None,
-    encoding: Annotated[str, typer.Option(help="How the text is encoded.")] = "utf-8",
+    encoding: Annotated[str | None, typer.Option(help="How the text is encoded; else its first bytes say.")] = None,
     no_header: Annotated[bool, typer.Option("--no-header", help="The first line is an event.")] = False,
+    item_sep: Annotated[str | None, typer.Option(metavar="S", help="Between several items in one field.")] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="No value, instead of NaN, null, NA and the like. May be repeated."),
+    ] = None,
     format: FormatOption = "text",
 ) -> None:
     """Add events to the device's store, all of them or none; what is there already is not added again."""
@@ -169,12 +184,20 @@ def ingest(
     from fedrecall.client.device.ingest import ingest as add
     from fedrecall.client.device.spool import spooled
     from fedrecall.client.events.events import EventColumns
+    from fedrecall.client.events.spelling import MISSING
     from fedrecall.client.events.tables import Layout
+    from fedrecall.client.events.times import check_pattern
+    from fedrecall.client.events.where import parse_condition
 
     output = Output(format)
     if files.count("-") > 1:
         raise UsageError("- is given twice: stdin has one end")
     enrolled(folder)
+    if time_format is not None:
+        check_pattern(time_format)
+    columns = EventColumns(
+        item=item, time=time, event=event, weight=weight, where=tuple(map(parse_condition, where or ()))
+    )
     with output.working() as progress, ExitStack() as stack:
         paths = [
             stack.enter_context(spooled(sys.stdin.buffer, folder)) if name == "-" else Path(name) for name in files
@@ -182,12 +205,20 @@ def ingest(
         data = add(
             folder,
             paths,
-            columns=EventColumns(item=item, time=time, event=event, weight=weight),
-            layout=Layout(separator=sep, encoding=encoding, header=not no_header),
+            columns=columns,
+            layout=Layout(
+                separator=None if sep is None else sep.replace("\\t", "\t"),
+                encoding=encoding,
+                header=not no_header,
+                item_separator=item_sep,
+                missing=MISSING if missing is None else tuple(missing),
+            ),
             time_format=time_format,
+            keep_duplicates=keep_duplicates,
             progress=progress,
         )
-    output.answer(data, pairs(f"events of {folder}", data))
+    said = f"Added {data['added']:,} of {data['clean']:,} clean events; the device has {data['stored']:,} now."
+    output.answer(data, said, *told(data | {"rows_read": data["read"]}))
 
 
 @app.command()
@@ -239,9 +270,10 @@ def recommend(
     folder: Folder,
     release: Annotated[Path, typer.Option(help="A release's folder, or its items.safetensors in there.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    again: Annotated[bool, typer.Option("--again", help="Also items that the user has an event with.")] = False,
     format: FormatOption = "text",
 ) -> None:
-    """Recommend items that the user has no event with. The search runs here and leaves no trace."""
+    """Recommend items, those that the user has no event with unless --again. The search here leaves no trace."""
     from fedrecall.client.device.folder import DeviceFolder
     from fedrecall.client.recall.recommend import recommend as search
     from fedrecall.client.recall.recommend import release_folder
@@ -250,7 +282,7 @@ def recommend(
     output, device = Output(format), DeviceFolder(folder)
     with output.working():
         files = load_release(release_folder(release))
-        found = search(device, files.manifest, files.model, files.items, k=k)
+        found = search(device, files.manifest, files.model, files.items, k=k, again=again)
     rows = [[place, one.item, one.score] for place, one in enumerate(found, 1)]
     output.answer(
         {"round": files.manifest.round, "items": [vars(one) for one in found]},

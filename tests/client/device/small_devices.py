@@ -8,7 +8,7 @@ import numpy as np
 from fedrecall.client.device.enrolment import EVENTS
 from fedrecall.client.device.folder import DeviceFolder, task_of
 from fedrecall.client.events.database import EventDatabase
-from fedrecall.client.events.events import Events
+from fedrecall.client.events.events import MICROS, Events
 from fedrecall.client.events.store import EventStore
 from fedrecall.models.recall import ITEM_ID, initial_arrays
 from fedrecall.privacy.accounting.budget import Budget
@@ -67,7 +67,7 @@ def ingest_store(place: Path, store: EventStore) -> int:
     events = Events(
         users=np.zeros(store.n_events, dtype=np.int64),
         items=store.items.astype(np.int64),
-        times=store.times,
+        times=None if store.times is None else store.times * MICROS,
         types=store.types,
         weights=store.weights,
         user_ids=("",),

@@ -1,5 +1,6 @@
 """From a user's own files to the store: cleaned and counted, each event once, and nothing left behind."""
 
+import gzip
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from fedrecall.client.device.spool import spooled
 from fedrecall.client.events.database import EventDatabase
 from fedrecall.client.events.events import EventColumns
 from fedrecall.client.events.tables import Layout
+from fedrecall.client.events.where import parse_condition
 from fedrecall.protocol.errors import DataError, FedrecallError, UsageError
 from fedrecall.protocol.invitation import Invitation
 
@@ -118,9 +120,9 @@ def test_a_stream_is_a_private_file_for_as_long_as_it_is_read(device: DeviceFold
     assert not list(device.path.glob(".stdin*"))
     with (
         pytest.raises(DataError, match="no event is left"),
-        spooled(io.BytesIO(b"item,time\nx,1\n"), device.path) as path,
+        spooled(io.BytesIO(b"item,type\nx,1\n"), device.path) as path,
     ):
-        ingest(device.path, [path], columns=EventColumns(item="item", time="time", event="item"), layout=Layout())
+        ingest(device.path, [path], columns=EventColumns(item="item", event="type"), layout=Layout())
     assert not list(device.path.glob(".stdin*"))
 
 
@@ -167,3 +169,50 @@ def test_a_column_of_users_has_no_place_on_a_device(device: DeviceFolder, tmp_pa
     with EventDatabase(device.path / EVENTS) as database:
         assert {name for event in database.events() for name in event._fields} == {"item", "time", "type", "strength"}
     assert b"somebody" not in b"".join(path.read_bytes() for path in device.path.iterdir())
+
+
+@pytest.mark.parametrize("unit", [10**-6, 10**-3, 10**-1])
+def test_events_of_one_second_are_told_apart_night_by_night(device: DeviceFolder, tmp_path: Path, unit: float) -> None:
+    """What is finer than a second tells a new event from one that is there, whichever file it comes in."""
+    moments = [round(1_600_000_000 + n * unit, 6) for n in range(9)]
+    nights = [moments[:3], moments[2:5], moments[:5], moments[4:]]
+    counts, columns = [], EventColumns(item="item", time="time", event="type")
+    for n, night in enumerate(nights):
+        path = tmp_path / f"{n}.csv"
+        path.write_text("item,time,type\n" + "".join(f"i3,{t:.6f},view\n" for t in night))
+        counts.append(ingest(device.path, [path], columns=columns)["added"])
+    assert counts == [3, 2, 0, 4]
+    with EventDatabase(device.path / EVENTS) as database:
+        assert [event.time for event in database.events()] == moments
+    store = device.history()
+    assert store.times is not None and store.times.tolist() == [1_600_000_000] * 9
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_rows_that_agree_count_once_or_each_and_never_twice(device: DeviceFolder, tmp_path: Path, timed: bool) -> None:
+    rows = [{"item": "i1", "time": 10, "type": "buy"}] * 3 + [{"item": "i2", "time": 11, "type": "buy"}]
+    path, more = write(tmp_path / "log.jsonl", rows), write(tmp_path / "more.jsonl", rows[:1] * 4)
+    columns = EventColumns(item="item", time="time" if timed else None, event="type")
+    report = ingest(device.path, [path], columns=columns)
+    assert report["dropped"]["duplicate"] == 2 and report["stored"] == 2
+    for sources, stored in (([path], 4), ([path, path], 4), ([path, more], 5), ([more], 5)):
+        assert ingest(device.path, sources, columns=columns, keep_duplicates=True)["stored"] == stored
+
+
+def test_a_device_reads_what_a_simulation_reads(device: DeviceFolder, tmp_path: Path) -> None:
+    """The same reading: packed, nested, in lists, filtered, in milliseconds; and the same words about it."""
+    rows = [
+        {"what": [{"id": "i1"}, {"id": "i2"}], "at": 1_600_000_000_000, "type": "buy", "n": 1},
+        {"what": [{"id": "i3"}], "at": 1_600_000_001_500, "type": "buy", "n": -1},
+        {"what": [{"id": "i4"}], "at": 1_600_000_002, "type": "view", "n": 1},
+    ]
+    path = tmp_path / "log.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    columns = EventColumns(item="what.id", time="at", event="type", where=(parse_condition("n > 0"),))
+    report = ingest(device.path, [path], columns=columns)
+    assert (report["read"], report["added"]) == (4, 2)
+    dropped = {reason: count for reason, count in report["dropped"].items() if count}
+    assert dropped == {"filtered out": 1, "time of another unit": 1}
+    assert report["files"][0]["packed"] == ["gzip"] and report["files"][0]["time_format"] == "unix-ms (detected)"
+    assert report["times"] == {"first": "2020-09-13 12:26:40", "last": "2020-09-13 12:26:40"}
+    assert "'1600000002' (log.jsonl.gz line 3)" in report["warnings"][0]

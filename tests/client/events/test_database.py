@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedrecall.client.events.database import Event, EventDatabase
-from fedrecall.client.events.events import Events
+from fedrecall.client.events.events import MICROS, Events
 from fedrecall.protocol.errors import CorruptArtefact, DataError, FedrecallError
 
 from ...house import ROOT
@@ -29,7 +29,7 @@ def batch(rows: list[tuple[str, int | None, str, float]]) -> Events:
     return Events(
         users=np.zeros(len(rows), dtype=np.int64),
         items=np.array([places[row[0]] for row in rows], dtype=np.int64),
-        times=np.array([row[1] for row in rows], dtype=np.int64) if timed else None,
+        times=np.array([row[1] for row in rows], dtype=np.int64) * MICROS if timed else None,
         types=np.array([types.index(row[2]) for row in rows], dtype=np.int8),
         weights=np.array([row[3] for row in rows], dtype=np.float32),
         user_ids=("",),
@@ -123,9 +123,9 @@ def test_what_is_no_event_store_is_refused(tmp_path: Path) -> None:
                 opened(tmp_path / name)
     EventDatabase.create(tmp_path / "newer.sqlite").close()
     newer = sqlite3.connect(tmp_path / "newer.sqlite")
-    newer.execute("PRAGMA user_version = 2")
+    newer.execute("PRAGMA user_version = 3")
     newer.close()
-    with pytest.raises(CorruptArtefact, match="too old"):
+    with pytest.raises(CorruptArtefact, match="another fedrecall"):
         EventDatabase(tmp_path / "newer.sqlite")
 
 

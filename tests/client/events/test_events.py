@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedrecall.client.events import delimited, tables
+from fedrecall.client.events import tables
 from fedrecall.client.events.cleaning import clean_events
-from fedrecall.client.events.delimited import sniff_separator
 from fedrecall.client.events.events import EventColumns, Events, read_events, strength
+from fedrecall.client.events.formats import delimited
+from fedrecall.client.events.formats.separators import SEPARATORS, sniff_separator
 from fedrecall.client.events.parsing import read_table
 from fedrecall.client.events.tables import Layout
 from fedrecall.client.events.times import parse_times
@@ -46,8 +47,8 @@ def test_any_separator_gives_the_same_events(tmp_path: Path, separator: str) -> 
     events = clean(path, layout=given_layout)
     assert rows(events) == [("ann", "x"), ("bob", "y"), ("ann", "z")]
     assert events.times is not None
-    assert events.times.tolist() == [30, 20, 10]
-    if separator in delimited.SEPARATORS:
+    assert (events.times // 10**6).tolist() == [30, 20, 10]
+    if separator in SEPARATORS:
         assert rows(clean(path)) == rows(events)
 
 
@@ -100,7 +101,7 @@ def test_every_reason_is_counted_with_its_line(tmp_path: Path) -> None:
             "a,x,-5,view,1",  # line 9: negative
             "a,x,9999999999,view,1",  # line 10: beyond 2200
             "a,x,soon,view,1",  # line 11: unparsable
-            "a,y,101,view,nan",  # line 12
+            "a,y,101,view,nan",  # line 12: missing weight
             "a,y,101,view,0",  # line 13
             "a,y,101,view,-1",  # line 14
             "a,y,101,view,inf",  # line 15
@@ -125,9 +126,11 @@ def test_every_reason_is_counted_with_its_line(tmp_path: Path) -> None:
     report = events.report
     assert report["dropped"] == {
         "malformed line": 1,
-        "missing field": 2,
+        "filtered out": 0,
+        "missing field": 3,
         "impossible time": 3,
-        "bad weight": 4,
+        "time of another unit": 0,
+        "bad weight": 3,
         "unknown event type": 1,
         "unknown item": 1,
         "duplicate": 1,
@@ -135,9 +138,9 @@ def test_every_reason_is_counted_with_its_line(tmp_path: Path) -> None:
     assert report["kept"] + sum(report["dropped"].values()) == report["rows_read"] == 20
     lines = {reason: [x["line"] for x in where] for reason, where in report["dropped_lines"].items()}
     assert lines == {
-        "missing field": [7, 8],
+        "missing field": [7, 8, 12],
         "impossible time": [9, 10, 11],
-        "bad weight": [12, 13, 14, 15],
+        "bad weight": [13, 14, 15],
         "unknown event type": [16],
         "unknown item": [17],
         "duplicate": [3],
@@ -174,8 +177,9 @@ def test_without_a_user_column_all_rows_are_one_device(tmp_path: Path) -> None:
     ],
 )
 def test_times(text: list[str], time_format: str | None, expected: list[float], used: str) -> None:
-    seconds, name = parse_times(pa.array(text, pa.string()), time_format)
+    seconds, strange, name = parse_times(pa.array(text, pa.string()), time_format)
     np.testing.assert_array_equal(seconds, expected)
+    assert not strange.any()
     assert name == used
 
 
@@ -208,12 +212,19 @@ def test_strength() -> None:
         ("  \n\n", NUMBERED, NO_HEADER, "is empty"),
         ("user,item,time\n", EventColumns(user="user", item="item"), Layout(), "no rows"),
         ("user,item_id\n1,2\n", EventColumns(user="user", item="item"), Layout(), "did you mean 'item_id'"),
-        ("a,b\n1,2\n", EventColumns(user=1, item=3), Layout(), "columns are: a, b"),
+        ("a,b\n1,2\n", EventColumns(user=1, item=3), Layout(), "no column '3' .* holds 2 fields"),
+        ("item,b\n1,2\n", EventColumns(user=1, item=3), Layout(), "columns are: item, b"),
         ("1,2\n3,4\n", EventColumns(user=1, item=2), Layout(), "--no-header"),
         ("1\t2\t3\n4\t5\t6\n", NUMBERED, Layout(separator=";", header=False), "no column '2' .*--sep"),
         ("1;2;3\n4;5\n6;7\n", NUMBERED, Layout(separator=";", header=False), "no column '3' .*--sep"),
         ("1,2,3\n", NUMBERED, Layout(header=False, encoding="klingon"), "--encoding"),
-        ("1,2,soon\n1,3,later\n", NUMBERED, NO_HEADER, "no event is left"),
+        ("1,2,soon\n1,3,later\n", NUMBERED, NO_HEADER, "no time can be read: .*line 1.*--time-format"),
+        (
+            "1,2,-5\n1,3,-6\n",
+            NUMBERED,
+            NO_HEADER,
+            r"no event is left .*2 impossible time .*2 times lie before 1970 .* such as '-5' \(events\.txt line 1\)",
+        ),
         ("1,2,3\n", NUMBERED, Layout(header=False, separator=""), "separator"),
     ],
 )
@@ -263,7 +274,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert events.report["dropped"]["missing field"] == 4
     assert [x["line"] for x in events.report["malformed_lines"]] == [3, 4, 5]
     tags = read_table(tmp_path / "events.txt", {"c": "tags", "i": "i"}, None).columns["c"]
-    assert tags[0].as_py() == "a|b"
+    assert tables.split_categories(tags[0].as_py(), "/") == ("a", "b")
     with pytest.raises(DataError, match="did you mean 'tags'"):
         read_table(tmp_path / "events.txt", {"c": "tag"}, None)
 
@@ -276,7 +287,7 @@ def test_parquet_with_real_times_and_nulls(tmp_path: Path) -> None:
     events = clean(path, EventColumns(user="u", item=2, time="t"), Layout())
     assert rows(events) == [("a", "1")]
     assert events.times is not None
-    assert events.times.tolist() == [1_609_459_200]
+    assert events.times.tolist() == [1_609_459_200_250_000]
     assert events.report["dropped"]["missing field"] == 2
     with pytest.raises(DataError, match="Parquet"):
         clean(write(tmp_path, b"PAR1 but not really"), NUMBERED, Layout())

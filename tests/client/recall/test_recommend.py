@@ -67,6 +67,11 @@ def test_the_best_of_the_items_that_its_user_does_not_know(user: int, tmp_path: 
     np.testing.assert_allclose([one.score for one in found], [score for _, score in expected[:4]], rtol=1e-5)
     everything = recommend(device, manifest, model, table, k=99)
     assert {one.item for one in everything} == set(IDS) - {IDS[item] for item in HISTORIES[user]}
+    again = recommend(device, manifest, model, table, k=99, personal=NO_TUNING, again=True)
+    assert {one.item for one in again} == set(IDS)
+    assert [one.item for one in again if one.item not in {IDS[item] for item in HISTORIES[user]}] == [
+        item for item, _ in expected
+    ]
 
 
 def test_the_tower_of_the_folder_decides(tmp_path: Path) -> None:

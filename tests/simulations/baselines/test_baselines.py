@@ -13,6 +13,7 @@ from fedrecall.simulations.baselines import (
     Ease,
     ItemKNN,
     MostPopular,
+    OwnFirst,
     count_cooccurrence,
     fit_tuned_baselines,
 )
@@ -30,6 +31,27 @@ class TestMostPopular(RecallerContract):
     def test_counts_users_not_events(self):
         scores = MostPopular.fit(store_of([[1, 1, 1], [2], [2]], 4)).score(np.array([0]), store_of([[]], 4))
         assert scores.tolist() == [[0.0, 1.0, 2.0, 0.0]]
+
+
+class TestOwnFirst(RecallerContract):
+    @pytest.fixture
+    def fit(self):
+        return lambda train: OwnFirst.fit(train, decay=0.9)
+
+    def test_own_items_by_frequency_then_all_others_by_popularity(self):
+        train = store_of([[3], [3], [0, 3], [2, 0]], 5)
+        context = store_of([[1, 4, 1, 2], []], 5)
+        scores = OwnFirst.fit(train).score(np.array([0, 1]), context)
+        assert scores[0, [1, 2, 4]].tolist() == [3.0, 2.0, 2.0]
+        assert np.argsort(-scores[0], kind="stable").tolist() == [1, 2, 4, 3, 0]
+        assert np.argsort(-scores[1], kind="stable").tolist() == [3, 0, 2, 1, 4]
+
+    def test_decay_counts_late_events_more(self):
+        context = store_of([[1, 1, 2, 4, 2, 0]], 5)
+        scores = OwnFirst.fit(context, decay=0.5).score(np.array([0]), context)
+        assert scores[0, :3].tolist() == [2.0, 1.0 + 1 / 16 + 1 / 32, 1.0 + 1 / 2 + 1 / 8]
+        with pytest.raises(ConfigError, match=r"decay is 1\.5"):
+            OwnFirst.fit(context, decay=1.5)
 
 
 class TestItemKNN(RecallerContract):
@@ -183,6 +205,19 @@ def test_tuning_chooses_on_validation_and_never_reads_test():
     ]
     assert len(set(every)) > 1
     assert found["ease"].validation["recall@50"] == max(every)
+
+
+def test_where_repeats_are_recommended_own_items_are_a_baseline_tuned_on_validation():
+    rng = np.random.default_rng(3)
+    often = [rng.choice(200, size=6) for _ in range(60)]
+    split = replace(leave_one_out(store_of([list(rng.choice(o, size=20)) for o in often], 200)), repeats="recommend")
+    seen = []
+    found = fit_tuned_baselines(split, catalogue_of(200), lambda *args: seen.append(args))
+    assert list(found) == ["most_popular", "own_first", "item_knn", "ease", "ease_weighted"]
+    assert [done for _, done, _ in seen] == list(range(1, seen[-1][2] + 1))
+    assert found["own_first"].validation["recall@10"] > 0.95 > 3 * found["most_popular"].validation["recall@10"]
+    masked = evaluate(found["own_first"].recaller, replace(split, repeats="mask"), "test", catalogue=catalogue_of(200))
+    assert masked.metrics["recall@10"] < 0.1
 
 
 @pytest.fixture(scope="module")

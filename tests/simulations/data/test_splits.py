@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrecall.client.events.store import EventStore
 from fedrecall.protocol.errors import ConfigError, DataError
-from fedrecall.simulations.data.dataset import Catalogue, Dataset
+from fedrecall.simulations.data.dataset import Dataset
 from fedrecall.simulations.data.registry import load_dataset
 from fedrecall.simulations.data.splits import (
     Split,
-    Targets,
     make_split,
     of_new_items,
     of_new_users,
@@ -21,37 +19,7 @@ from fedrecall.simulations.data.splits import (
     split_temporal,
 )
 
-N_ITEMS = 9
-
-
-def dataset(histories: Sequence[Sequence[tuple[int, int]]], *, timed: bool = True, source: str = "file") -> Dataset:
-    """A data set of (item, time) histories, one a user."""
-    flat = [(u, i, t) for u, history in enumerate(histories) for i, t in history]
-    users, items, times = np.array(flat, dtype=np.int64).reshape(-1, 3).T
-    return Dataset(
-        name="hand made",
-        catalogue=Catalogue(
-            ids=tuple(map(str, range(N_ITEMS))),
-            titles=("",) * N_ITEMS,
-            categories=((),) * N_ITEMS,
-            source=source,
-        ),
-        user_ids=tuple(map(str, range(len(histories)))),
-        events=EventStore.from_columns(
-            users=users, items=items, times=times if timed else None, n_users=len(histories), n_items=N_ITEMS
-        ),
-        sha256="",
-    )
-
-
-def of(targets: Targets) -> dict[int, list[int]]:
-    return {
-        int(u): targets.items[targets.offsets[j] : targets.offsets[j + 1]].tolist() for j, u in enumerate(targets.users)
-    }
-
-
-def histories(store: EventStore) -> list[list[int]]:
-    return [store.history(u).tolist() for u in range(store.n_users)]
+from .hand_made import dataset, histories, of
 
 
 def test_loo_on_a_hand_made_example() -> None:
@@ -190,8 +158,12 @@ def test_ncf_candidates(small_dataset: Dataset) -> None:
 def test_make_split(small_dataset: Dataset) -> None:
     for protocol in ("loo", "temporal"):
         assert make_split(small_dataset, protocol).protocol == protocol
-    with pytest.raises(ConfigError, match="loo, temporal, ncf"):
-        make_split(small_dataset, "random")
+    with pytest.raises(ConfigError, match="loo, temporal, ncf, random, given"):
+        make_split(small_dataset, "last")
+    with pytest.raises(ConfigError, match="mask, recommend"):
+        make_split(small_dataset, "loo", repeats="never")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ncf"):
+        make_split(small_dataset, "ncf", repeats="recommend")
 
 
 def check_partition(data: Dataset, split: Split) -> None:

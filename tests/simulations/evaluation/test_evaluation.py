@@ -77,6 +77,19 @@ def test_leave_one_out_equals_a_loop_for_every_user(split, events, which):
         assert got.masked_targets > 0, "every third user repeats an item: the case must occur"
 
 
+@pytest.mark.parametrize("which", ["validation", "test"])
+def test_with_repeats_nothing_is_masked(split, events, which):
+    scores = tied_scores(events.n_users, events.n_items)
+    recommended = replace(split, repeats="recommend")
+    got = evaluate(Table(scores), recommended, which, catalogue=catalogue_of(70), ks=(10,), batch_size=7)
+    targets = split.validation if which == "validation" else split.test
+    for j, (user, target) in enumerate(zip(targets.users, targets.items, strict=True)):
+        expected = naive_list(scores[user], ())
+        assert got.top[j].tolist() == expected[:10]
+        assert got.ranks[j] == expected.index(target)
+    assert got.masked_targets == 0
+
+
 def test_several_targets_repeated_targets_and_a_masked_one(split):
     known = int(split.test_context.history(0)[0])
     fresh = [i for i in range(70) if i not in split.test_context.history(0)][:3]

@@ -90,6 +90,41 @@ def test_first_screen_says_what_happened_and_never_a_bare_epsilon(page):
     assert "Simulation. The noise is from a known seed (seed 0)" in first
 
 
+def test_an_order_that_is_none_of_time_is_said_on_the_first_page(run):
+    sorted_run = copy.deepcopy(run)
+    sorted_run["dataset"]["order_warning"] = "events are in the order of item ids: give --time"
+    text = Page(render(sorted_run)).text
+    assert 0 < text.index("The events are in the order of item ids: give --time.") < text.index("recall@10")
+    sorted_run["dataset"]["order_warning"] = None
+    assert "Order." not in Page(render(sorted_run)).text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "repeats", "ranked"),
+    [
+        ("loo", "mask", "in a ranking of the whole catalogue without what the person had before"),
+        ("given", "recommend", "in a ranking of the whole catalogue, what the person had before included"),
+        ("ncf", "mask", "among 99 sampled items only"),
+    ],
+)
+def test_the_first_page_says_what_was_held_out_and_in_what_ranking(run, protocol, repeats, ranked):
+    held_out = copy.deepcopy(run)
+    held_out["evaluation"] |= {"protocol": protocol, "repeats": repeats, "held_out": "the last mug of each person"}
+    text = Page(render(held_out)).text
+    said = f"What was hidden: the last mug of each person. It was looked for {ranked}"
+    assert 0 < text.index(said) < text.index("recall@10")
+
+
+def test_the_first_page_tells_repeats_that_were_found_from_new_items(run):
+    again = copy.deepcopy(run)
+    again["evaluation"]["by_novelty"] = {"again": {"count": 1200, "recall@50": 0.625}, "new": {"count": 0}}
+    said = "Among the first 50 were 62.5% of the 1,200 that the person had before."
+    assert said in Page(render(again)).text
+    again["evaluation"]["by_novelty"]["new"] = {"count": 7, "recall@50": 0.1}
+    assert "before and 10.0% of the 7 that were new to the person." in Page(render(again)).text
+    assert "that the person had before." not in Page(render(run)).text
+
+
 def test_a_run_with_secret_noise_carries_no_stamp(run):
     real = copy.deepcopy(run)
     real["privacy"]["simulated"] = False

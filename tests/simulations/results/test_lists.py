@@ -1,6 +1,7 @@
 """Everybody's lists: each as its device alone makes it, and files that measure to the run's own figures elsewhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedrecall.cli.app import call
 from fedrecall.protocol.errors import UsageError
-from fedrecall.simulations.data.frames import dataset_from_frame
+from fedrecall.simulations.data.importing.frames import dataset_from_frame
 from fedrecall.simulations.results.lists import falling, held_out, recommend_all, write_held_out, write_lists
 from fedrecall.simulations.results.tables import quality
 from fedrecall.simulations.runs.inspect import Finished, open_finished, recommended
@@ -74,6 +75,15 @@ def test_a_list_ends_where_no_item_is_left(opened: Finished) -> None:
         assert len(lists[user]) == len(opened.dataset.catalogue) - had
     with pytest.raises(UsageError, match="at least 1"):
         recommend_all(opened, 0, quiet)
+
+
+def test_where_repeats_are_recommended_nothing_is_left_out(opened: Finished) -> None:
+    again = replace(opened, split=replace(opened.split, repeats="recommend"))
+    lists = by_user(recommend_all(again, 1000, quiet))
+    everything = set(opened.dataset.catalogue.ids)
+    assert len(lists) == 60 and all(set(found) == everything for found in lists.values())
+    user = opened.dataset.user_ids[3]
+    assert lists[user] == [row["item"] for row in recommended(again, user, 1000)["items"]]
 
 
 def read_trec(path: Path) -> list[list[str]]:

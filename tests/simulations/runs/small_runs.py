@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from fedrecall.simulations.config import RunConfig, load_config
-from fedrecall.simulations.data.importer import ImportSpec, import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.runs.run import run
 
 from ...house import ROOT

@@ -16,6 +16,8 @@ from fedrecall.protocol.plan import Plan
 from fedrecall.server.recall.release import load_release
 from fedrecall.server.training.checkpoint import load_latest
 from fedrecall.simulations.config import to_toml
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.runs.inspect import evaluate_run, recommend
 from fedrecall.simulations.runs.run import run
 from fedrecall.simulations.runs.wiring import prepare, recaller
@@ -309,8 +311,57 @@ def test_recommendations_are_the_best_products_without_what_the_device_has(finis
     assert [row["item"] for row in found["because_of"]] == [f"item-{i}" for i in had[::-1][:5]]
     everything = recommend(folder, "user-17", 1000, quiet)
     assert len(everything["items"]) == 400 - len(set(had.tolist()))
-    with pytest.raises(UsageError, match="did you mean 'user-17"):
+    with pytest.raises(UsageError, match=r"among the \d+ users .* look like 'a-9'") as caught:
         recommend(folder, "User-17", 7, quiet)
+    assert "user-" not in str(caught.value), "nobody else's identifier is shown"
+
+
+def test_a_run_that_recommends_repeats(cache, tmp_path):
+    """A shop where everybody buys a few things again and again: reorders are shown, looked for, and told apart."""
+    rng = np.random.default_rng(0)
+    own = [rng.choice(120, size=6, replace=False) for _ in range(80)]
+    bought = [
+        [*rng.choice(items, size=19), rng.integers(120) if u % 4 == 0 else items[0]] for u, items in enumerate(own)
+    ]
+    lines = [f"u{u},i{item},{1_600_000_000 + n}" for u, items in enumerate(bought) for n, item in enumerate(items)]
+    (tmp_path / "shop.csv").write_text("\n".join(["user,item,time", *lines]) + "\n")
+    import_files(ImportSpec(files=(tmp_path / "shop.csv",), name="shop", user="user", item="item", time="time"))
+    settings = ("data.repeats=recommend", "evaluation.baselines=true", "evaluation.leak_probe=true")
+    result = small_run(tmp_path / "r", *settings, dataset="shop")
+    known = sum(items[-1] in items[:-1] for items in bought)
+    evaluation = result["evaluation"]
+    assert evaluation["repeats"] == "recommend" and evaluation["notes"]["test_items_known_before"] == known
+    assert {key: part["count"] for key, part in evaluation["by_novelty"].items()} == {"again": known, "new": 80 - known}
+    whole = sum(part["count"] * part["recall@10"] for part in evaluation["by_novelty"].values()) / 80
+    assert whole == pytest.approx(result["metrics"]["recall@10"])
+    assert "leak_probe" not in result and result["dataset"]["repeats"] > 0.6
+    assert result["baselines"]["own_first"]["recall@10"] == pytest.approx(known / 80, abs=0.05)
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "the last event of each person with at least 3, whether or not its item was met before" in page
+    assert f"of the {known} that the person had before and" in page and "each person&#39;s own items first" in page
+    found = recommend(tmp_path / "r", "u7", 1000, quiet)
+    assert found["repeats"] == "recommend" and len(found["items"]) == result["dataset"]["items"]
+    assert evaluate_run(tmp_path / "r", "test", quiet)["as_recorded"]
+
+
+@pytest.mark.parametrize("protocol", ["random", "given"])
+def test_a_run_of_other_hold_outs(cache, tmp_path, protocol):
+    rng = np.random.default_rng(1)
+    parts = {"train": [], "validation": [], "test": []}
+    for user in range(40):
+        items = rng.choice(60, size=8, replace=False)
+        for part, chosen in zip(parts, (items[:5], items[5:6], items[6:]), strict=True):
+            parts[part] += [f"u{user},i{item}" for item in chosen]
+    for part, rows in parts.items():
+        (tmp_path / part).write_text("\n".join(["user,item", *rows]) + "\n")
+    files = {f"{part}_files": (tmp_path / part,) for part in ("validation", "test")}
+    import_files(ImportSpec(files=(tmp_path / "train",), **files, name="parts", user="user", item="item"))
+    result = small_run(tmp_path / "r", dataset="parts", protocol=protocol)
+    said = {"random": "drawn at random", "given": "the 80 events of the given test file"}
+    assert said[protocol] in result["evaluation"]["held_out"]
+    assert said[protocol] in (tmp_path / "r" / "report.html").read_text()
+    assert result["evaluation"]["users"] == 40
+    assert evaluate_run(tmp_path / "r", "test", quiet)["as_recorded"]
 
 
 def test_an_empty_history_gets_what_is_popular(tmp_path):

@@ -180,7 +180,7 @@ def outcome(
         scores = np.where(np.isnan(scores), -np.inf, scores)[use]
         counted += int(use.sum())
         for k in CUTOFFS:
-            top = np.argpartition(-scores, k, axis=1)[:, :k]
+            top = np.argpartition(-scores, min(k, world.shape.n_items - 1), axis=1)[:, :k]
             exposed[k] += int((top == target).any(axis=1).sum())
             hits[k] += int((top == wanted[use][:, None]).any(axis=1).sum())
     return Outcome(devices=counted, exposed=exposed, hits=hits)

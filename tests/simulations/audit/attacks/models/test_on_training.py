@@ -17,9 +17,15 @@ from fedrecall.simulations.audit.attacks.models.fakes import (
 from fedrecall.simulations.audit.attacks.models.on_training import attack_training
 from fedrecall.simulations.audit.attacks.models.promotion import defended, hold_out, outcome, started, train_poisoned
 from fedrecall.simulations.audit.attacks.robust import aggregate
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.runs.recaller import item_vectors
+from fedrecall.simulations.runs.wiring import prepare
 from fedrecall.simulations.training.loop import train
 from fedrecall.simulations.training.simulated_noise import server_noise
+from fedrecall.simulations.training.start import start_arrays
+
+from ....runs.small_runs import small_config
 
 SETTINGS = ("server.optimiser=sgd", "server.learning_rate=0.3", "rounds.count=3")
 
@@ -169,3 +175,16 @@ def test_exposure_and_recall_are_counted_like_a_naive_list(world, tmp_path):
         hits += wanted[device] in ranked
     found = outcome(world, arrays, devices, wanted[devices], target)
     assert (found.devices, found.exposed[10], found.hits[10]) == (counted, exposed, hits)
+
+
+def test_a_catalogue_that_is_shorter_than_a_list_is_shown_whole(cache, tmp_path, rng):
+    rows = [f"u{user},i{item},{time}" for user in range(20) for time, item in enumerate(rng.permutation(30)[:6])]
+    (tmp_path / "tiny.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    import_files(ImportSpec(files=(tmp_path / "tiny.csv",), name="tiny", user="user", item="item", time="time"))
+    world = prepare(small_config(dataset="tiny"), lambda *_: None)[2]
+    store, wanted = hold_out(world.store)
+    world = replace(world, store=store)
+    arrays = start_arrays(world, lambda _: None, lambda *_: None)[0]
+    target = int(np.bincount(store.items, minlength=30).argmin())
+    found = outcome(world, arrays, np.arange(20), wanted, target)
+    assert found.exposed[50] == found.hits[50] == found.devices > found.exposed[10]

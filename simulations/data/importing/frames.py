@@ -3,15 +3,17 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from fedrecall.client.events.cleaning import clean_events
-from fedrecall.client.events.events import RawEvents
+from fedrecall.client.events.events import EventColumns, RawEvents
+from fedrecall.client.events.formats.columnar import columns_of
 from fedrecall.client.events.parsing import arrow_table
-from fedrecall.client.events.tables import Table
+from fedrecall.client.events.spelling import MISSING
+from fedrecall.client.events.tables import Column, Layout, Table
 from fedrecall.protocol.errors import DataError
 from fedrecall.simulations.data.build import build_dataset
 from fedrecall.simulations.data.dataset import Dataset
@@ -32,6 +34,9 @@ def dataset_from_frame(
     event: str | None = None,
     event_weights: Mapping[str, float] | None = None,
     weight: str | None = None,
+    keep_duplicates: bool = False,
+    item_separator: str | None = None,
+    missing: Sequence[str] = MISSING,
     items: Any = None,
     item_id: str | None = None,
     title: str | None = None,
@@ -43,19 +48,23 @@ def dataset_from_frame(
     """Return the data set of a frame of events, cleaned as ``fedrecall data import`` cleans a file.
 
     Args:
-        frame: one event a row: an Arrow table or record batch, a pandas or polars frame, anything with the Arrow
-            PyCapsule or the dataframe interchange interface, or with ``to_arrow()``.
-        user: the column of users; identifiers of any type are read as text.
+        frame: one event a row, or a list of one user's items: an Arrow table or record batch, a pandas or polars frame,
+            anything with the Arrow PyCapsule or the dataframe interchange interface, or with ``to_arrow()``.
+        user: the column of users; identifiers of any type are read as text. ``a.b`` is the field ``b`` of a column
+            ``a`` of objects, here and for the other columns.
         item: the column of items.
         time: the column of times (timestamps, dates, numbers or texts); without one, row order is time order.
-        time_format: of texts and numbers, as strptime, ``unix`` or ``unix-ms``; found out if absent.
+        time_format: of texts and numbers, as ``fedrecall.client.events.times.parse_times``; found out if absent.
         event: the column of event types.
         event_weights: weight of each type; rows of other types are dropped and counted.
         weight: the column of implicit strength.
+        keep_duplicates: rows that agree in user, item, time and type are events of their own.
+        item_separator: what separates several items in one text; a list is one without it.
+        missing: texts that are no value.
         items: a frame of the public catalogue; events of other items are dropped and counted.
         item_id: its column of identifiers.
-        title: its column of titles.
-        categories: its column of categories: lists, or texts with ``category_separator`` between.
+        title: its column of titles; without a catalogue one of ``frame``: an item has the first that its events give.
+        categories: likewise of categories: lists, or texts with ``category_separator`` between.
         category_separator: see there.
         k_core: as in ``load_dataset``; a benchmark convention that reads private counts.
         name: what the data set is called in reports.
@@ -73,18 +82,34 @@ def dataset_from_frame(
         raise DataError("items and item_id go together: give both, or neither")
     if event_weights is not None and event is None:
         raise DataError("event_weights needs the column of event types: give event")
-    roles = {"user": user, "item": item, "time": time, "event": event, "weight": weight}
-    rows = _columns(frame, "frame", roles)
+    if item_separator == "":
+        raise DataError("item_separator is empty: give one character or more")
+    columns = EventColumns(
+        user=user,
+        item=item,
+        time=time,
+        event=event,
+        weight=weight,
+        title=title if items is None else None,
+        categories=categories if items is None else None,
+    )
+    layout = Layout(item_separator=item_separator, missing=tuple(missing), rows=True)
+    rows = _columns(frame, "frame", columns.wanted(), layout)
     catalogue = None
     if items is not None:
         wanted = {"item-id": item_id, "title": title, "categories": categories}
-        catalogue = items_of("items", _columns(items, "items", wanted), category_separator)
+        named = {role: column for role, column in wanted.items() if column is not None}
+        read = _columns(items, "items", named, Layout(missing=tuple(missing)))
+        catalogue = items_of("items", read, category_separator)
     events = clean_events(
         [RawEvents(name=name, table=rows)],
         time_format=time_format,
         event_weights=event_weights,
         known_items=None if catalogue is None else catalogue.ids,
+        category_separator=category_separator,
+        keep_duplicates=keep_duplicates,
     )
+    settings = [time_format, event_weights and dict(event_weights), k_core, keep_duplicates, category_separator]
     return build_dataset(
         name=name,
         events=events,
@@ -92,25 +117,25 @@ def dataset_from_frame(
         catalogue="file",
         k_core=k_core,
         groups={},
-        sha256=_digest(rows, catalogue, [time_format, event_weights and dict(event_weights), k_core]),
+        sha256=_digest(rows, catalogue, settings),
     )
 
 
-def _columns(frame: Any, what: str, wanted: Mapping[str, str | None]) -> Table:
+def _columns(frame: Any, what: str, wanted: Mapping[str, Column], layout: Layout) -> Table:
     """Return the wanted columns as text; raises DataError naming the column that is missing, or why it has no text."""
     table = _arrow(frame, what)
-    named = {role: column for role, column in wanted.items() if column is not None}
-    for role, column in named.items():
-        count = table.column_names.count(column)
+    known = columns_of(table.schema)
+    for role, column in wanted.items():
+        count = known.count(str(column))
         if count != 1:
-            near = difflib.get_close_matches(str(column), table.column_names, 1, 0.5)
+            near = difflib.get_close_matches(str(column), known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(table.column_names) or 'none'}"
             found = "is no column" if not count else f"is {count} columns"
             raise DataError(f"{role} is {column!r}, which {found} of {what}: {hint}")
     if not table.num_rows:
         raise DataError(f"{what} has no rows: give one with at least one")
     try:
-        return arrow_table(table, named)
+        return arrow_table(table, wanted, what, layout)
     except pa.ArrowException as error:
         raise DataError(f"a column of {what} cannot be read as text ({error}): give numbers, texts or times") from error
 

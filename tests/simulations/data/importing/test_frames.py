@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedrecall.protocol.errors import DataError
-from fedrecall.simulations.data.frames import dataset_from_frame
-from fedrecall.simulations.data.importer import ImportSpec, import_files
+from fedrecall.simulations.data.importing.frames import dataset_from_frame
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.registry import load_dataset
 
 NAMES = {"user": "who", "item": "what", "time": "when", "event": "how", "weight": "much"}
@@ -73,6 +74,10 @@ def in_pieces(table):
     return pa.concat_tables([table.slice(0, 50), table.slice(50, 1), table.slice(51)])
 
 
+def in_batches(table):
+    return pa.Table.from_batches(table.to_batches(max_chunksize=1))
+
+
 def one_batch(table):
     return table.combine_chunks().to_batches()[0]
 
@@ -115,15 +120,59 @@ def test_a_frame_is_the_data_set_that_a_parquet_file_of_its_rows_is(way, cache, 
     assert found.sha256 == dataset_from_frame(table, items=catalogue, event_weights=weights, **NAMES, **ITEMS).sha256
 
 
+def several_a_row():
+    """Return a frame of the shapes that files may have too: objects, lists of items, texts that are no value."""
+    kinds = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, 0], pa.uint32()), pa.array(["view", "buy"]))
+    return pa.table(
+        {
+            "who": [{"id": 1.0}, {"id": 2.0}, {"id": None}, {"id": 1.0}],
+            "what": pa.array([["x", "y", "y"], ["x", "-"], ["z"], []], pa.list_(pa.string())),
+            "texts": ["x,y,y", "x,-", "z", None],
+            "name": [["ex", "why", "why"], ["other", "none"], ["zed"], []],
+            "how": kinds,
+        }
+    )
+
+
+@pytest.mark.parametrize("way", [lambda table: table, in_batches, Capsule])
+@pytest.mark.parametrize(
+    ("options", "items"),
+    [
+        ({"item": "what"}, ("x", "y", "-")),
+        ({"item": "what", "missing": ("-",)}, ("x", "y")),
+        ({"item": "what", "missing": ("-",), "keep_duplicates": True}, ("x", "y")),
+        ({"item": "what", "title": "name", "event": "how"}, ("x", "y", "-")),
+        ({"item": "texts", "item_separator": ","}, ("x", "y", "-")),
+    ],
+)
+def test_what_a_file_may_be_written_like_a_frame_may_be(way, options, items, cache, tmp_path):
+    table = several_a_row()
+    pq.write_table(table, tmp_path / "log.parquet")
+    import_files(ImportSpec(files=(tmp_path / "log.parquet",), name="log", user="who.id", **options))
+    found = dataset_from_frame(way(table), user="who.id", **options)
+    assert_same(found, load_dataset("log"))
+    assert found.user_ids == ("1", "2") and found.catalogue.ids == items
+    again = "keep_duplicates" in options
+    assert [items[i] for i in found.events.history(0)] == (["x", "y", "y"] if again else ["x", "y"])
+    assert found.catalogue.titles[:2] == (("ex", "why") if "title" in options else ("", ""))
+    assert found.cleaning["files"][0]["lists"] == {"lines": 2, "events": 5}
+
+
+def test_texts_with_commas_are_items_where_nobody_says_that_they_are_lists():
+    table = pa.table({"u": list("abcdef"), "i": [f"Mug, {n % 2}" for n in range(6)]})
+    assert dataset_from_frame(table, user="u", item="i").catalogue.ids == ("Mug, 0", "Mug, 1")
+
+
 def test_the_hash_follows_rows_and_settings():
     table = pa.table(columns())
     made = dataset_from_frame(table, user="who", item="what", time="when")
     others = [
         dataset_from_frame(table, user="who", item="what"),
         dataset_from_frame(table, user="who", item="what", time="when", k_core=2),
+        dataset_from_frame(table, user="who", item="what", time="when", keep_duplicates=True),
         dataset_from_frame(table.slice(1), user="who", item="what", time="when"),
     ]
-    assert len({made.sha256, *(other.sha256 for other in others)}) == 4
+    assert len({made.sha256, *(other.sha256 for other in others)}) == 5
 
 
 @pytest.mark.parametrize("frame", [Interchanging, lambda t: t])
@@ -142,12 +191,14 @@ def test_without_times_rows_are_in_the_order_of_time(frame):
         ({"u": [1], "i": [2]}, {"user": "x", "item": "i"}, "there are u, i"),
         ({"u": [], "i": []}, {"user": "u", "item": "i"}, "no rows"),
         ({"u": [None], "i": [2]}, {"user": "u", "item": "i"}, "no event is left"),
-        ({"u": [1], "i": [{"a": 1}]}, {"user": "u", "item": "i"}, "cannot be read as text"),
+        ({"u": [1], "i": [{"a": 1}]}, {"user": "u", "item": "i"}, "has an object where --item is one value"),
         ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "name": "ml-100k"}, "knows already"),
         ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "name": "a/b"}, "letters"),
         ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "item_id": "i"}, "go together"),
         ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "event_weights": {"a": 1.0}}, "give event"),
         ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "k_core": 5}, "5-core"),
+        ({"u": [1], "i": [2]}, {"user": "u", "item": "i", "item_separator": ""}, "is empty"),
+        ({"u": [{"id": 1}], "i": [2]}, {"user": "u.ID", "item": "i"}, "did you mean 'u.id'"),
     ],
 )
 def test_what_is_no_frame_of_events_is_named(frame, options, said):
@@ -180,3 +231,6 @@ def test_two_columns_of_one_name_are_refused():
     table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["u", "i", "u"])
     with pytest.raises(DataError, match="2 columns"):
         dataset_from_frame(table, user="u", item="i")
+    objects = pa.table([pa.array([{"id": 1}]), pa.array([2]), pa.array([{"id": 3}])], names=["u", "i", "u"])
+    with pytest.raises(DataError, match="several columns named 'u'"):
+        dataset_from_frame(objects, user="u.id", item="i")

@@ -9,7 +9,8 @@ import pytest
 from fedrecall.protocol.errors import CorruptArtefact, DataError, FedrecallError
 from fedrecall.simulations.data.cache import check_folder, new_folder
 from fedrecall.simulations.data.describe import describe
-from fedrecall.simulations.data.importer import ImportSpec, import_files
+from fedrecall.simulations.data.importing.import_spec import ImportSpec
+from fedrecall.simulations.data.importing.importer import import_files
 from fedrecall.simulations.data.items import ItemColumns, read_items
 from fedrecall.simulations.data.places import imported_folder, list_datasets
 from fedrecall.simulations.data.registry import load_dataset
@@ -104,6 +105,31 @@ def test_no_times_no_header_no_items_several_files(cache: Path, tmp_path: Path) 
     assert sorted(p.name for p in folder.parent.iterdir()) == ["plain"]
 
 
+def test_titles_and_categories_may_stand_in_the_event_file(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,name,kind\nu,1,,a|b\nu,2,Two,\nv,1, One  more ,c\nv,2,Zwei,d\nw,3,,\n")
+    import_files(ImportSpec(files=(log,), name="own", user="user", item="item", title="name", categories="kind"))
+    data = load_dataset("own")
+    assert data.catalogue.ids == ("1", "2", "3") and data.catalogue.source == "rated"
+    assert data.catalogue.titles == ("One more", "Two", "")
+    assert data.catalogue.categories == (("a", "b"), ("d",), ())
+    assert load_dataset("own", k_core=2).catalogue.titles == ("One more", "Two")
+
+
+def test_an_import_of_another_version_is_refused(spec: ImportSpec) -> None:
+    import_files(spec)
+    folder = imported_folder("laden")
+    report = json.loads((folder / "report.json").read_text())
+    with new_folder(folder) as fresh:
+        for path in folder.iterdir():
+            if path.name not in ("manifest.json", "report.json"):
+                (fresh / path.name).write_bytes(path.read_bytes())
+        (fresh / "report.json").write_text(json.dumps(report | {"version": 1}))
+    for act in (lambda: load_dataset("laden"), lambda: import_files(spec)):
+        with pytest.raises(DataError, match="--replace"):
+            act()
+
+
 def test_a_name_is_never_overwritten_unasked(spec: ImportSpec) -> None:
     first = import_files(spec)
     assert import_files(spec) == first
@@ -119,11 +145,11 @@ def test_a_name_is_never_overwritten_unasked(spec: ImportSpec) -> None:
 
 
 def test_a_failed_import_leaves_nothing(spec: ImportSpec, cache: Path) -> None:
-    with pytest.raises(DataError, match="no event is left"):
+    with pytest.raises(DataError, match="no time can be read"):
         import_files(dataclasses.replace(spec, time_format="%Y"))
     assert not imported_folder("laden").exists()
     import_files(spec)
-    with pytest.raises(DataError, match="no event is left"):
+    with pytest.raises(DataError, match="no time can be read"):
         import_files(dataclasses.replace(spec, time_format="%Y", replace=True))
     assert load_dataset("laden").events.n_events == 6
 
@@ -183,7 +209,12 @@ def test_an_item_file_keeps_the_first_of_each_identifier(tmp_path: Path) -> None
         ({"name": "ml-1m"}, "knows already"),
         ({"files": ()}, "no file"),
         ({"item_id": None}, "--item-id"),
-        ({"items_file": None, "item_id": None}, "--title"),
+        ({"items_file": None, "item_id": None, "items_encoding": "utf-8"}, "--items-encoding"),
+        ({"item": "Käufer"}, "--user and --item name the same column"),
+        ({"time": 2, "item": 2}, "--item and --time name the same column"),
+        ({"time_format": "dd.mm.yyyy"}, "give '%d.%m.%Y'"),
+        ({"layout": "lists"}, "leave out --event"),
+        ({"item_separator": ""}, "item separator"),
         ({"event": None}, "--event"),
         ({"time": None}, "--time"),
         ({"category_separator": ""}, "separator"),

@@ -7,76 +7,89 @@ give the same columns for a regular block.
 
 import csv
 import io
-import os
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from fedrecall.client.events.tables import Column, Layout, Progress, Rows, file_position, read_block, resolve_columns
+from fedrecall.client.events.formats.separators import (
+    QUOTING_SEPARATORS,
+    one_blank,
+    sniff_separator,
+    split,
+    try_split,
+)
+from fedrecall.client.events.tables import (
+    BAD_BYTES,
+    Column,
+    Layout,
+    Rows,
+    read_block,
+    refuse_shared,
+    resolve_columns,
+    watched_column,
+)
 from fedrecall.protocol.errors import DataError
 
 MAX_QUOTED_LINES = 100
-SEPARATORS = ("::", "\t", "|", ";", ",", " ")
-QUOTING_SEPARATORS = (",", ";")
+_HEAD_LINES = 60
+_USUAL = 0.6
 _UNIT = "\x1f"
-
-
-def sniff_separator(lines: Sequence[str], wanted: Mapping[str, Column]) -> str:
-    """Choose the separator that yields the wanted columns and cuts ``lines`` most evenly."""
-
-    def quality(separator: str) -> tuple[bool, float, int]:
-        widths = []
-        for line in lines:
-            try:
-                widths.append(len(_split(line, separator)))
-            except csv.Error:
-                widths.append(0)
-        width = max(set(widths), key=widths.count)
-        try:
-            header = [x.strip() for x in _split(lines[0], separator)]
-        except csv.Error:
-            header = []
-        numbers = {str(c) for c in wanted.values() if str(c).isdecimal() and int(str(c)) <= width}
-        fits = all(str(c) in numbers or str(c) in header for c in wanted.values())
-        return fits, widths.count(width) / len(widths) if width > 1 else 0.0, width
-
-    return max(SEPARATORS, key=quality)
+_TOLD = re.compile(r"^sep=(.{1,3})$", re.IGNORECASE)
 
 
 def read_delimited(
     file: io.TextIOWrapper,
-    path: Path,
+    name: str,
     wanted: Mapping[str, Column],
     layout: Layout,
     rows: Rows,
-    progress: Progress | None,
+    told: Callable[[], None],
 ) -> tuple[tuple[str, ...], Layout]:
-    """Read the wanted columns into ``rows``; returns the column names and the layout with its separator."""
-    size = os.path.getsize(path)
+    """Read the wanted columns of the file called ``name`` into ``rows``; ``told`` is called after each block.
+
+    Returns the column names and the layout with its separator.
+    """
     text, first = read_block(file), 1
     names: tuple[str, ...] = ()
-    lines = [line for line in text.split("\n", 60)[:60] if line.strip()]
+    lines = [line for line in text.split("\n", _HEAD_LINES)[:_HEAD_LINES] if line.strip()]
     if not lines:
-        raise DataError(f"{path.name} begins with 60 blank lines: give a file with rows")
+        raise DataError(f"{name} begins with {_HEAD_LINES} blank lines: give a file with rows")
+    if layout.separator is None and (said := _TOLD.match(lines[0].strip())):
+        layout = replace(layout, separator=said[1])
+        text, first, lines = text[text.index(lines[0]) + len(lines[0]) + 1 :], 1 + first, lines[1:]
     if layout.separator is None:
         layout = replace(layout, separator=sniff_separator(lines, wanted))
     separator = str(layout.separator)
     if not separator:
-        raise DataError(f"the separator of {path.name} is empty: give one character or more")
-    widths = [len(_try_split(line, separator)) for line in lines]
+        raise DataError(f"the separator of {name} is empty: give one character or more")
+    fields = [try_split(line, separator) for line in lines]
+    widths = [len(row) for row in fields]
     width = widths[0] if layout.header else max(set(widths), key=widths.count)
     if layout.header:
-        names = tuple(x.strip() for x in _try_split(lines[0], separator))
+        names = unquoted([x.strip() for x in fields[0]])
         skipped = text.index(lines[0])
         first += text.count("\n", 0, skipped) + 1
         text = text[skipped + len(lines[0]) + 1 :] or read_block(file)
-    positions = resolve_columns(names, width, wanted, path.name, layout.header)
+    positions = resolve_columns(names, width, wanted, name, layout.header)
+    refuse_shared(wanted, positions)
+    if layout.format == "lists":
+        _read_lists(file, text, first, separator, positions, rows, told)
+        return names, layout
+    if not (layout.header or layout.rows):
+        _refuse_lists(name, fields, positions, set(wanted))
+    if watched := watched_column(names, wanted):
+        rows.watch(watched)
+        positions.append(names.index(watched))
+    if separator == " ":
+        text = one_blank(text)
     while text:
         more = read_block(file)
+        more = one_blank(more) if separator == " " else more
         columns = _fast(text, separator, width, positions)
         if columns is None:
             used = _careful(text, first, separator, width, positions, rows, last=not more)
@@ -87,23 +100,88 @@ def read_delimited(
             rows.add(columns, np.arange(first, first + count, dtype=np.int64))
             first += count
             text = more
-        if progress is not None:
-            progress(f"reading {path.name}", file_position(file, size), size)
+        told()
     return names, layout
 
 
-def _split(line: str, separator: str) -> list[str]:
-    """Split one line; raises csv.Error on unbalanced quotes."""
-    if separator in QUOTING_SEPARATORS and '"' in line:
-        return next(csv.reader((line,), delimiter=separator, strict=True))
-    return line.split(separator)
+def unquoted(values: Sequence[str]) -> tuple[str, ...]:
+    """Return fields without the quotes around them, where all have some."""
+    quoted = all(len(value) > 1 and value[0] == value[-1] == '"' for value in values)
+    return tuple(value[1:-1].replace('""', '"') if quoted else value for value in values)
 
 
-def _try_split(line: str, separator: str) -> list[str]:
-    try:
-        return _split(line, separator)
-    except csv.Error:
-        return line.split(separator)
+def _read_lists(
+    file: io.TextIOWrapper,
+    text: str,
+    first: int,
+    separator: str,
+    positions: list[int],
+    rows: Rows,
+    told: Callable[[], None],
+) -> None:
+    """Read a user and its items a line, oldest first: the item column and all behind it hold items."""
+    roles = dict(zip(rows.roles, positions, strict=True))
+    start, user = roles["item"], roles.get("user")
+    if user is not None and user > start:
+        raise DataError("--layout lists has the user before the items: name the columns in that order")
+    while text:
+        users: list[str] = []
+        items: list[str] = []
+        numbers: list[int] = []
+        lines = text.removesuffix("\n").split("\n")
+        for number, line in enumerate(lines, first):
+            if not line.strip():
+                continue
+            fields = [x.strip() for x in try_split(line, separator)]
+            found = [x for x in fields[start:] if x]
+            try:
+                line.encode()
+            except UnicodeError:
+                rows.refuse(number, BAD_BYTES)
+                continue
+            if not found or (user is not None and not fields[user]):
+                rows.refuse(number, "has no items behind its user" if user is not None else "has no items")
+                continue
+            rows.exploded(1, len(found))
+            items += found
+            users += [fields[user] if user is not None else ""] * len(found)
+            numbers += [number] * len(found)
+        columns = {"user": users, "item": items}
+        if items:
+            rows.add([pa.array(columns[role], pa.string()) for role in rows.roles], np.array(numbers, dtype=np.int64))
+        first += len(lines)
+        text = read_block(file)
+        told()
+
+
+def _refuse_lists(name: str, fields: Sequence[Sequence[str]], positions: Sequence[int], roles: set[str]) -> None:
+    """Refuse lines that look like a user and a list of items, of which only the first item would be read."""
+    if roles - {"user", "item"} or "item" not in roles:
+        return
+    item = positions[-1] if len(positions) == 1 else max(positions)
+    counts = Counter(len(row) for row in fields)
+    widths, least = set(counts), min(counts)
+    ragged = len(widths) > 2 and max(counts.values()) < _USUAL * len(fields)
+    behind = [column for column in range(item + 1, least) if column not in positions]
+    if len(fields) < 3 or not (ragged or len(behind) >= 2):
+        return
+    own = [row[item] for row in fields if len(row) > item]
+    if not ragged and not all(_alike(own, [row[column] for row in fields]) for column in behind):
+        return
+    count = f"{least}" if len(widths) == 1 else f"{least} to {max(widths)}"
+    raise DataError(
+        f"{name} has {count} fields a line, and what stands behind column {item + 1} looks like more items: if a line"
+        " is one user's list, give --layout lists; if it is one event, --layout rows"
+    )
+
+
+def _alike(items: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether a column looks as the items do: spelled alike, and about as many different ones."""
+    shapes, theirs = (
+        {re.sub(r"[A-Za-z]+", "a", re.sub(r"\d+", "9", value.strip())) for value in values}
+        for values in (items, others)
+    )
+    return bool(theirs & shapes) and 2 * len(set(others)) >= len(set(items)) and 2 * len(set(items)) >= len(set(others))
 
 
 def _fast(text: str, separator: str, width: int, positions: list[int]) -> list[pa.Array] | None:
@@ -188,9 +266,9 @@ def _record(lines: list[str], i: int, separator: str, width: int) -> tuple[list[
     try:
         line.encode()
     except UnicodeError:
-        return None, 1, "has bytes that the encoding does not allow"
+        return None, 1, BAD_BYTES
     try:
-        fields, spent = _split(line, separator), 1
+        fields, spent = split(line, separator), 1
     except csv.Error:
         following = lines[i : i + MAX_QUOTED_LINES]
         reader = csv.reader((x + "\n" for x in following), delimiter=separator, strict=True)
