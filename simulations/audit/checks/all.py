@@ -16,6 +16,7 @@ CHECKS: dict[str, Check] = {
     "noise in the run": noise_checks.in_the_run,
     "noise all together": noise_checks.all_together,
     "noise at length": noise_checks.noise_at_length,
+    "noise of deployments": noise_checks.of_deployments,
     "white box: rounds": white_box.rounds,
     "white box: start": white_box.start,
     "sampler": sampler_check.sampler,

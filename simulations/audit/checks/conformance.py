@@ -133,14 +133,14 @@ def start_from_releases(trial: Trial) -> list[Attempt]:
     if content is not None and content.features is not trial.world.content:
         hits.append("items got vectors by other content than the public one")
     made = first_item_vectors(popularity, seen["moments"], compared, *rest, **more)
-    if not np.allclose(seen["vectors"], made.vectors, rtol=1e-6, atol=1e-6):
+    if not np.array_equal(seen["vectors"], made.vectors):
         hits.append("the first item vectors do not follow from the releases")
     world = trial.enrolled[0]
     fresh = initial_arrays(world.shape, derive_seed(world.config.seed, "model"))
     public = {name: fresh[name].numpy() for name in shared_names(fresh)}
     first = first_model(public, made, start_settings(world.config, world.plan, world.shape.n_items))
     for name, array in first.items():
-        if not np.allclose(trial.watched.first[name], array, rtol=1e-6, atol=1e-6):
+        if not np.array_equal(trial.watched.first[name], array):
             hits.append(f"the first {name} does not follow from the releases")
     return [
         _hits(

@@ -37,6 +37,7 @@ def dependence_p_values(noise: Mapping[str, Draws]) -> dict[str, float]:
     ``lags``: each mechanism's draws in a row against themselves at every distance, which is where halves, rows, arrays
     and rounds that copy each other show, also faintly. ``spectrum``: the power of every frequency of the same.
     ``pairs``: every array of every draw against every other one at every distance, for a copy that is made once.
+    ``angles``: near-equal ratios of two draws in a row, which a generator of few directions repeats.
     ``tails``: how many lie beyond each of many cuts, too few as well as too many.
     """
     rows = {name: draws.values.reshape(-1) for name, draws in noise.items()}
@@ -49,6 +50,7 @@ def dependence_p_values(noise: Mapping[str, Draws]) -> dict[str, float]:
         "lags": min(1.0, worst[0] * len(rows)),
         "spectrum": min(1.0, worst[1] * len(rows)),
         "pairs": pairs_p(noise),
+        "angles": angles_p(rows),
         "tails": min(1.0, min(tails) * len(tails)),
     }
 
@@ -74,6 +76,19 @@ def twins_p(rows: Mapping[str, Float64[np.ndarray, " numbers"]]) -> float:
         for other in names[:i]:
             begins, ends = (np.searchsorted(own, ranked[other] + off) for off in (-_NEAR, _NEAR))
             found.append(_poisson(int((ends - begins).sum()), own.size * ranked[other].size * chance))
+    return min(1.0, min(found) * len(found))
+
+
+def angles_p(rows: Mapping[str, Float64[np.ndarray, " numbers"]]) -> float:
+    """Return the p-value of the number of near-equal angles of pairs of draws in a row, which are uniform."""
+    found = []
+    for row in rows.values():
+        # Noise is on a grid: an angle is as fine as that only where the pair is not small.
+        pairs = row[: row.size // 2 * 2].reshape(-1, 2)
+        pairs = pairs[np.square(pairs).sum(axis=1) > 0.25]
+        own = np.sort(np.arctan2(np.abs(pairs[:, 0]), np.abs(pairs[:, 1])) * (2 / np.pi))
+        near = np.searchsorted(own, own + _NEAR, side="right") - np.arange(1, own.size + 1)
+        found.append(_poisson(int(near.sum()), own.size * (own.size - 1) / 2 * (2 * _NEAR - _NEAR**2)))
     return min(1.0, min(found) * len(found))
 
 

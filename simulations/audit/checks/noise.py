@@ -3,11 +3,13 @@
 Each mechanism by itself; then all draws of all mechanisms together; and so much noise alone that its tails show.
 """
 
+import hashlib
 import time
 
 import numpy as np
 from scipy.stats import norm
 
+from fedrecall.privacy.mechanisms.noise import SecureNoise
 from fedrecall.simulations.audit.checks.dependence import CUTS, dependence_p_values
 from fedrecall.simulations.audit.checks.normality import Normals, noise_p_values, normal_p, seen_scale, variance_p
 from fedrecall.simulations.audit.watching.at_length import at_length, counts_drawn
@@ -15,6 +17,7 @@ from fedrecall.simulations.audit.watching.attempt import Attempt
 from fedrecall.simulations.audit.watching.draws import Draws, drawn_alone, drawn_in_the_run
 from fedrecall.simulations.audit.watching.trial import CONFIDENCE, LEVEL, Trial
 
+_DEPLOYED = 1 << 19
 _WORDS = {
     "scale": "size",
     "shape": "shape",
@@ -24,6 +27,7 @@ _WORDS = {
     "twins": "number of equal magnitudes",
     "lags": "independence at a distance",
     "spectrum": "power of some direction",
+    "angles": "directions of two draws in a row",
     "pairs": "independence of two arrays",
     "tails": "number of large draws",
     "counts": "noise of the counts",
@@ -107,10 +111,37 @@ def noise_at_length(trial: Trial) -> list[Attempt]:
     ]
 
 
+def of_deployments(trial: Trial) -> list[Attempt]:
+    """Draw the noise that a server or a device in earnest would add: none of the run's own, which is seeded."""
+    if not any(m.steps and m.noise_multiplier for m in trial.plan.mechanisms):
+        return []
+    began, key = time.perf_counter(), hashlib.sha256(f"audit {trial.seed}".encode()).digest()
+    values = SecureNoise(key, "audit").added(np.zeros(_DEPLOYED), 1.0).reshape(-1, _DEPLOYED // 128)
+    noise = {"deployed": Draws(values=values, groups={})}
+    p = noise_p_values(values, {})
+    p |= {name: value for name, value in dependence_p_values(noise).items() if name != "pairs"}
+    return [
+        _told(
+            trial,
+            "noise: of deployments",
+            began,
+            p,
+            values.size,
+            what="Half a million numbers were drawn from the source that deployments take their noise from, and "
+            "tested as the run's own. Score: the smallest p-value",
+            power=f"another size, a dependence, tails cut at {_cut(values.size):.2f} deviations or below; that its key "
+            "is secret is not tested",
+        )
+    ]
+
+
 def _counts_p(counts: np.ndarray, sums: Normals) -> float:
     """Return the p-value of the noise of counts within the clip: its size, and that it is none of the sums'."""
     size = variance_p(float(np.square(counts).sum()), counts.size)
-    products = np.abs(counts @ sums[: counts.size]) / max(float(np.linalg.norm(counts)), 1e-300)
+    every = sums[: counts.size]
+    # With each number of the sums, and with their total.
+    both = np.hstack([every, every.sum(axis=1, keepdims=True) / np.sqrt(every.shape[1])])
+    products = np.abs(counts @ both) / max(float(np.linalg.norm(counts)), 1e-300)
     return float(min(1.0, 2 * min(size, normal_p(float(products.max())) * products.size)))
 
 

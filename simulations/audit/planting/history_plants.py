@@ -51,6 +51,21 @@ def long_histories_wider(collect: Collect) -> Collect:
     return summed
 
 
+def middling_histories_wider(collect: Collect) -> Collect:
+    """Clip devices of 33 to 79 events at half as much again, in round 2 alone."""
+
+    def summed(self: Any, round: int, arrays: Any, users: np.ndarray, *rest: Any, **more: Any) -> CohortSum:
+        counts = self.store.counts()[users]
+        some = (counts > 32) & (counts < 80)
+        if round != 2 or more.get("clip_norm") is None or not some.any():
+            return collect(self, round, arrays, users, *rest, **more)
+        wider = more | {"clip_norm": _WIDER * more["clip_norm"]}
+        others = collect(self, round, arrays, users[~some], *rest, **more)
+        return replace(_plus(others, collect(self, round, arrays, users[some], *rest, **wider)), devices=len(users))
+
+    return summed
+
+
 def last_round_wider(collect: Collect) -> Collect:
     """Clip at half as much again in round 4."""
 

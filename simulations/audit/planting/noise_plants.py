@@ -51,6 +51,24 @@ def centred(noise: np.ndarray) -> np.ndarray:
     return np.asarray(noise - noise.mean()) if noise.size > 16 else noise
 
 
+def deployed_cut(added: Any) -> Any:
+    """Cut what a deployment's source adds at three deviations."""
+
+    def noised(self: Any, values: Any, std: float) -> Any:
+        return np.clip(added(self, values, std), values - 3.0 * std, values + 3.0 * std)
+
+    return noised
+
+
+def one_direction(noise: np.ndarray) -> np.ndarray:
+    """Turn each pair of numbers to one of 256 directions, as a generator with a byte for the angle makes them."""
+    row = noise.reshape(-1).copy()
+    pairs = row[: row.size // 2 * 2].reshape(-1, 2)
+    size, angle = np.hypot(*pairs.T), np.rint(np.arctan2(*pairs.T) * 128 / np.pi) * np.pi / 128
+    pairs[:] = np.stack([size * np.sin(angle), size * np.cos(angle)], axis=1)
+    return row.reshape(noise.shape)
+
+
 def one_for_all(make: Any) -> Any:
     """Draw the noise of the rounds for every mechanism."""
     return lambda world, mechanism, round: make(world, "rounds", round)

@@ -45,6 +45,14 @@ def _more(arrays: Sums, sums: Sums) -> dict[str, np.ndarray]:
     return {n: (a + _LITTLE * sums[n]).astype(a.dtype) if n in sums else a for n, a in arrays.items()}
 
 
+def _in_last_bits(arrays: Sums, sums: Sums) -> dict[str, np.ndarray]:
+    """Return ``arrays``, each number moved to the next one on the side where its sum lies."""
+    return {n: np.nextafter(a, a + np.sign(sums[n]).astype(a.dtype)) if n in sums else a for n, a in arrays.items()}
+
+
+last_bits = _with_sums(lambda after, sums: replace(after, arrays=_in_last_bits(after.arrays, sums)))
+"""Write the signs of the exact sum into the last bits of the weights."""
+
 after_optimiser = _with_sums(lambda after, sums: replace(after, arrays=_more(after.arrays, sums)))
 """Add a little of the sum to the weights, after the optimiser."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedrecall.client.training import cohort, trainer
+from fedrecall.privacy.mechanisms.noise import SecureNoise
 from fedrecall.server.training import rounds, sampling
 from fedrecall.simulations.audit.planting import history_plants, noise_plants, plants, release_plants
 from fedrecall.simulations.audit.planting.subjects import subject
@@ -214,6 +215,18 @@ BUGS: tuple[SeededBug, ...] = (
         plant=_around(rounds, "gaussian_sum", noise_plants.edited(noise_plants.centred)),
     ),
     SeededBug(
+        name="noise in pairs of 256 directions",
+        subject="central",
+        caught_by=("noise: at length",),
+        plant=_around(rounds, "gaussian_sum", noise_plants.edited(noise_plants.one_direction)),
+    ),
+    SeededBug(
+        name="a deployment's noise cut at three deviations",
+        subject="central",
+        caught_by=("noise: of deployments",),
+        plant=_around(SecureNoise, "added", noise_plants.deployed_cut),
+    ),
+    SeededBug(
         name="no noise from a later round on",
         subject="central",
         caught_by=_NOISE,
@@ -230,6 +243,12 @@ BUGS: tuple[SeededBug, ...] = (
         subject="adaptive",
         caught_by=("released: rounds", "sensitivity: released"),
         plant=_around(rounds, "one_round", release_plants.in_the_average),
+    ),
+    SeededBug(
+        name="signs of the exact sum in the last bits of the weights",
+        subject="central",
+        caught_by=("released: rounds",),
+        plant=_around(rounds, "one_round", release_plants.last_bits),
     ),
     SeededBug(
         name="signal without noise beside the noised sum",
@@ -278,6 +297,12 @@ BUGS: tuple[SeededBug, ...] = (
         subject="local",
         caught_by=_ASKED,
         plant=history_plants.long_histories_wider_on_devices,
+    ),
+    SeededBug(
+        name="a wider clip for histories of 33 to 79 events, in one round",
+        subject="central",
+        caught_by=_ASKED,
+        plant=_around(cohort.Cohort, "collect", history_plants.middling_histories_wider),
     ),
     SeededBug(
         name="a wider clip in a later round",

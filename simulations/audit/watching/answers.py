@@ -15,7 +15,7 @@ from fedrecall.simulations.audit.watching.histories import Probes
 from fedrecall.simulations.audit.watching.trial import Trial
 from fedrecall.simulations.audit.watching.watch import flat
 
-_ROUNDS = 4
+_ROUNDS = 6
 _STEEP = 30.0
 _HEAVY = 1e4
 _CLIPS = (1.0, 0.25, 4.0)
@@ -67,8 +67,8 @@ def answered(trial: Trial) -> Iterator[Answers]:
         changed: list[tuple[np.ndarray, float]] = []
         if trial.plan.unit == "interaction":
             rng = np.random.default_rng([trial.seed, round])
-            event = _CHANGES[number % len(_CHANGES)](trial.probed, rng)
-            changed.append((ask(event).rows, 2.0 if mechanism.adjacency == "replace_one" else 1.0))
+            allowed = 2.0 if mechanism.adjacency == "replace_one" else 1.0
+            changed += [(ask(change(trial.probed, rng)).rows, allowed) for change in _CHANGES]
             changed += [(ask(without_block(trial)).rows, 1.0)] if number else []
         counted = mechanism.adaptive_clip is not None
         yield Answers(
@@ -178,6 +178,5 @@ _CHANGES: tuple[Callable[[Probes, np.random.Generator], EventStore], ...] = (
     without_latest,
     with_heavy,
     without_any,
-    with_heavy,
 )
-"""How one event of each probed device changes, round after round."""
+"""How one event of each probed device changes, in every round."""

@@ -155,7 +155,10 @@ def _of_start(world: World, mechanism: Mechanism, noise: np.ndarray) -> Draws:
     std = mechanism.sum_noise_multiplier * (mechanism.clip_norm or 0.0)
     if world.plan.trust == "local":
         std *= np.sqrt(world.plan.devices)
-    return Draws(values=_row(mechanism, noise)[None] / std, groups={mechanism.name: slice(None)})
+    groups = {mechanism.name: slice(None)}
+    if mechanism.name == "second_moments":
+        groups = {"diagonal": slice(0, len(noise)), "pairs": slice(len(noise), None)}
+    return Draws(values=_row(mechanism, noise)[None] / std, groups=groups)
 
 
 def _row(mechanism: Mechanism, values: np.ndarray) -> np.ndarray:

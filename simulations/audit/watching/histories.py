@@ -72,7 +72,8 @@ def probes(store: EventStore, *, window: int, rng: np.random.Generator) -> Probe
         n_items=store.n_items,
         times=times,
         types=np.concatenate([store.types, types.astype(np.int8)]),
-        weights=np.concatenate([store.weights, np.ones(size, dtype=np.float32)]),
+        # Every fourth device's events are stronger than one, each by itself.
+        weights=np.concatenate([store.weights, np.where(users % 4 == 3, 1 + np.arange(size) % 5, 1)]),
         type_names=store.type_names,
     )
     devices = np.array([*real, *range(store.n_users, whole.n_users)], dtype=np.int64)
@@ -85,6 +86,7 @@ def _made_up(store: EventStore, window: int, rng: np.random.Generator) -> list[n
     catalogue = store.n_items
     longest = max(_LONGEST, 3 * catalogue, 2 * int(store.counts().max(initial=0)))
     lengths = {0, 1, 2, 3, 10, window, window + 1, 4 * window, 101, catalogue, catalogue + 1, longest}
+    lengths |= {round(2 ** (step / 2)) for step in range(4, 16)}
     # The most popular items first, each once while there are any, then again and again.
     histories = [np.resize(ranked, length) for length in sorted(lengths)]
     histories += [
@@ -94,6 +96,8 @@ def _made_up(store: EventStore, window: int, rng: np.random.Generator) -> list[n
         np.repeat(ranked[:1], 4 * window),
         np.tile(ranked[:2], 50),
         np.repeat(ranked[:2], 50),
+        # Each of the rarest items twice.
+        np.repeat(ranked[::-1][:8], 2),
         # One item once among many of another: the one event that tells whether long histories count for more.
         np.append(np.repeat(ranked[:1], longest), ranked[1 % catalogue]),
     ]

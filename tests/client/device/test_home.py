@@ -194,9 +194,8 @@ def test_homes_that_would_count_a_budget_twice_are_refused(tmp_path: Path) -> No
     make_home(home, budget_of(tasks[0], 2))
     with pytest.raises(UsageError, match="counts for all jobs"):
         make_home(folder(home / "inner"), budget_of(tasks[0], 2))
-    alone = DeviceFolder.enrol(
-        folder(tmp_path / "top" / "job"), invitation_of(world, tasks[0], 0), budget_of(tasks[0], 2)
-    )
+    top = folder(tmp_path / "top")
+    alone = DeviceFolder.enrol(folder(top / "job"), invitation_of(world, tasks[0], 0), budget_of(tasks[0], 2))
     assert spent_rounds(alone, arrays) == 2
     with pytest.raises(UsageError, match="ledger of its own"):
         make_home(tmp_path / "top", budget_of(tasks[0], 2))

@@ -20,6 +20,7 @@ MADE_BY = {
     "noise: in the run": "noise in the run",
     "noise: all together": "noise all together",
     "noise: at length": "noise at length",
+    "noise: of deployments": "noise of deployments",
     "sensitivity": "sensitivity",
     "sensitivity: released": "sensitivity of releases",
     "sensitivity: count": "sensitivity of the count",
