@@ -93,10 +93,10 @@ def _check_mechanism(plan: Plan, m: Mechanism) -> None:
     for name, most in (("steps", _MOST_STEPS), ("bands", _MOST_BANDS), ("participations", _MOST_STEPS)):
         if (getattr(m, name) or 0) > most:
             raise PlanError(f"{m.name}.{name} is {getattr(m, name)}: at most {most}")
-    for name, (least, most) in (("clip_norm", _SIZES), ("noise_multiplier", _NOISE)):
+    for name, (low, high) in (("clip_norm", _SIZES), ("noise_multiplier", _NOISE)):
         value = getattr(m, name)
-        if value and not least <= value <= most:
-            raise PlanError(f"{m.name}.{name} is {value}: choose it from {least:g} to {most:g}")
+        if value and not low <= value <= high:
+            raise PlanError(f"{m.name}.{name} is {value}: choose it from {low:g} to {high:g}")
     if m.name == ROUNDS or not m.steps:
         return
     if (m.sampling, m.steps, m.min_survivors, m.adaptive_clip) != ("everyone", 1, 0, None):
