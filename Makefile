@@ -24,7 +24,7 @@ help:
 	@echo 'make test       the tests; make test-all adds the long proofs'
 	@echo 'make lint       style; make types: type checks'
 	@echo 'make bench      speed and memory of the engine (ARGS="--data-path FOLDER")'
-	@echo 'make audit      plant every bug that the audit must catch, and 100 clean runs (about 10 minutes)'
+	@echo 'make audit      plant every bug that the audit must catch, and 100 clean runs (about 20 minutes)'
 	@echo 'make frontier   quality against epsilon, both units (ARGS="--dataset ml-1m --data-path FOLDER"); hours'
 	@echo 'make clean      remove the environment and what tools left; runs and data stay'
 	@echo
