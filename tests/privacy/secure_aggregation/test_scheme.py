@@ -103,10 +103,8 @@ def played(
     return found, plain
 
 
-@pytest.mark.parametrize(
-    ("count", "neighbours", "threshold"), [(3, 2, 2), (4, 3, 2), (9, 8, 5), (30, 12, 8), (65, 14, 9)]
-)
-@pytest.mark.parametrize("bits", [2, 16, 32])
+@pytest.mark.parametrize(("count", "neighbours", "threshold"), [(3, 2, 2), (4, 3, 2), (9, 8, 5), (30, 12, 8)])
+@pytest.mark.parametrize("bits", [2, 32])
 def test_the_opened_sum_is_the_plain_one(count: int, neighbours: int, threshold: int, bits: int) -> None:
     found, plain = played(setting_of(neighbours, threshold, bits=bits), count)
     np.testing.assert_array_equal(found, plain)

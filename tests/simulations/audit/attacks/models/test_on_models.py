@@ -101,6 +101,7 @@ def test_models_that_memorise_give_devices_away_and_private_ones_do_not(world_of
         assert private.detail["models"] == 8
 
 
+@pytest.mark.slow
 def test_membership_is_attacked_under_other_defences_than_the_plan(world_of):
     """A model of each defence, and of a plan that hides nothing: without noise nothing is claimed."""
     world = world_of("rounds.count=2", devices=120)
