@@ -1,8 +1,8 @@
 """A device's side of a round, as pure functions: each takes what the device remembers, and returns it with a message.
 
 Whoever carries messages keeps what is remembered before it sends anything. A step that is repeated with the same input
-gives identical bytes, and with another one is refused (docs/privacy.md, rule 18). What is remembered is never copied
-or restored: a device that lost it has dropped out.
+gives the same message (but for a signature, where signing is random), and with another one is refused
+(docs/privacy.md, rule 18). What is remembered is never copied or restored: a device that lost it has dropped out.
 """
 
 import hashlib

@@ -74,7 +74,7 @@ def masked_sum(round: Round, masked: Iterable[Masked]) -> tuple[tuple[int, ...],
     Raises:
         UpdateError: a device masked twice, is none of the round, or its numbers are not as set.
     """
-    survivors: list[int] = []
+    survivors: dict[int, None] = {}
     total = np.zeros(round.setting.numbers, dtype=dtype_of(round.setting.bits))
     for one in masked:
         if one.number in survivors or one.number not in round.advertisements:
@@ -82,7 +82,7 @@ def masked_sum(round: Round, masked: Iterable[Masked]) -> tuple[tuple[int, ...],
         if one.values.dtype != total.dtype or one.values.shape != total.shape:
             raise UpdateError(f"the numbers of device {one.number} are not as set: refused")
         total += one.values
-        survivors.append(one.number)
+        survivors[one.number] = None
     return tuple(survivors), total
 
 

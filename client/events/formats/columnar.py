@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fedrecall.client.events.formats.nested import NoRowError, reach, spread
+from fedrecall.client.events.formats.nested import NoRowError, gather, reach, spread
 from fedrecall.client.events.tables import Column, Rows, refuse_shared, resolve_columns, watched_column
 from fedrecall.protocol.errors import DataError
 
@@ -140,12 +140,7 @@ def _spread(batch: pa.RecordBatch, chosen: Mapping[str, tuple[str, str | None]],
         except NoRowError as error:
             rows.refuse(line, str(error))
             continue
-        if len(found) > 1:
-            rows.exploded(1, len(found))
-        for row in found:
-            for role, text in row.items():
-                columns[role].append(text)
-        numbers += [line] * len(found)
+        gather(found, line, rows, columns, numbers)
     if numbers:
         rows.add([pa.array(columns[role], pa.string()) for role in chosen], np.array(numbers, dtype=np.int64))
 

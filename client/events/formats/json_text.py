@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedrecall.client.events import tables
-from fedrecall.client.events.formats.nested import NoRowError, paths, reach, spread
+from fedrecall.client.events.formats.nested import NoRowError, gather, paths, reach, spread
 from fedrecall.client.events.tables import BAD_BYTES, WATCHED, Column, Rows, read_block, refuse_shared, resolve_columns
 from fedrecall.protocol.errors import DataError
 
@@ -164,12 +164,7 @@ def _read(
             except UnicodeError:
                 rows.refuse(line, "has half a character in a wanted field")
                 continue
-            if len(found) > 1:
-                rows.exploded(1, len(found))
-            for row in found:
-                for role, text in row.items():
-                    columns[role].append(text)
-            numbers += [line] * len(found)
+            gather(found, line, rows, columns, numbers)
         if numbers:
             rows.add([pa.array(columns[role], pa.string()) for role in rows.roles], np.array(numbers, dtype=np.int64))
         told()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-from fedrecall.client.events.tables import LIST_SEPARATOR, PROSE, WATCHED
+from fedrecall.client.events.tables import LIST_SEPARATOR, PROSE, WATCHED, Rows
 from fedrecall.protocol.errors import DataError
 
 _QUOTES = " \t\"'[](){}"
@@ -22,6 +22,18 @@ _USERS = "has a list of users: one object is one event, or one user's list of it
 
 class NoRowError(ValueError):
     """Why a record gives no row, in words that hold nothing of it."""
+
+
+def gather(
+    found: Sequence[Mapping[str, str]], line: int, rows: Rows, columns: Mapping[str, list[str]], numbers: list[int]
+) -> None:
+    """Append the rows that the record of a line gave to ``columns``, and their line to ``numbers``."""
+    if len(found) > 1:
+        rows.exploded(1, len(found))
+    for row in found:
+        for role, text in row.items():
+            columns[role].append(text)
+    numbers += [line] * len(found)
 
 
 def reach(record: Mapping[str, Any], name: str) -> Any:
